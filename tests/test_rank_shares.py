@@ -25,7 +25,7 @@ from ema_cli.distributed.shared_file import part_of
 from ema_cli.distributed.shared_outputs import refuse_unshared
 from ema_cli.distributed.shares import share_out
 from ema_cli.errors import OutputError, UsageError
-from ema_cli.fold.schedule import Schedule, block_count
+from ema_cli.fold.schedule import Schedule, block_count, single_blocks
 from ema_cli.fold.stretch import cut_plan, place_of, read_bytes_of
 from ema_cli.fold.tensor_runs import TensorRun
 from ema_cli.options.average import make_options
@@ -120,7 +120,7 @@ def all_blocks(plan: Any, stretch: Any = None) -> list[tuple[int, int]]:
         if isinstance(block, TensorRun):
             found += [(number, 0) for number in range(block.first, block.stop)]
         else:
-            found.append((block.number, block.part))
+            found += [(one.number, one.part) for one in single_blocks(plan, block)]
     return found
 
 

@@ -24,7 +24,6 @@
 #define COLUMNS 16 /* sums that are kept side by side */
 #define STRIP 2048 /* elements of a sum that stay in the first-level cache */
 #define LARGEST 8  /* bytes of an element */
-#define LINE 64    /* bytes of a line of a cache */
 #define PARTS 64   /* a sum of float64 has at most 41 parts of 53 bits that do not overlap */
 #define MIDPOINT_TILE 64
 #define MOST 64    /* checkpoints in one call */
@@ -558,7 +557,7 @@ static int average_block(struct sums *sums, const struct places *places, const P
                          const struct results *results, int is_whole)
 {
     struct blocks tile = {.count = places->count};
-    Py_ssize_t slot = memory->len / places->count / LINE * LINE, length = slot;
+    Py_ssize_t slot = memory->len / places->count, length = slot;
     int done = places->count;
     for (int g = 0; g < places->count; g++) {
         tile.raws[g] = (unsigned char *)memory->buf + g * slot;

@@ -23,7 +23,7 @@ _RAW_BUFFERS = 4
 MOST_CHECKPOINTS = 16
 """Checkpoints that are read from files with one call."""
 _READ_BYTES = 1 << 21
-"""Bytes of all checkpoints that are read together."""
+"""Bytes of all checkpoints that are read before they are added: large reads are cheap, small ones stay in a cache."""
 _NOTHING = np.empty(0, dtype=np.int64)
 
 
@@ -88,6 +88,7 @@ class CompiledLane:
         assert kernel is not None  # noqa: S101 - see cpu_lane
         least = MOST_CHECKPOINTS * 8 * ROW_ELEMENTS // _RAW_BUFFERS
         self._raw = np.empty((_RAW_BUFFERS, max(8 * block_elements, least)), dtype=np.uint8)
+        self._memory = self._raw.reshape(-1)[:_READ_BYTES]
         self._most_waiting = _RAW_BUFFERS if averages > 1 else 1
         self._sums = np.empty((averages, block_elements))
         self._started = bytearray(averages)
@@ -136,8 +137,7 @@ class CompiledLane:
         numbers = _NOTHING if sampler is None else sampler.numbers
         rows = None if sampler is None else sampler.columns[row : row + len(places)]
         outputs = (_NOTHING, _NOTHING, bytearray(), 0, 0.0) if finished is None else finished.outputs()
-        memory = self._raw.reshape(-1)[:_READ_BYTES]
-        given = self._sums, self._count, blocks, weights, self._started, memory
+        given = self._sums, self._count, blocks, weights, self._started, self._memory
         done = kernel.average(*given, crcs, numbers, rows, *outputs)
         found: list[int] = crcs[:done].tolist()
         return found
