@@ -19,9 +19,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,7 @@ def lane_rate(device: torch.device, name: str, averages: int, block: int, *, thr
     dtype = BY_NAME[name]
     nbytes = block // components(dtype) * dtype.itemsize
     lanes = [TorchLane(device, block_elements=block, averages=averages) for _ in range(threads)]
-    added = [0] * threads
     some = codes(name, 1 << 12, 0)
-    ready = threading.Barrier(threads + 1)
     weights = [1 / (2 + k) for k in range(averages)]
 
     def fold(lane: TorchLane) -> None:
@@ -178,24 +176,23 @@ def lane_rate(device: torch.device, name: str, averages: int, block: int, *, thr
             lane.add(lane.buffer(nbytes), dtype, weights)
         lane.sums()
 
-    def work(number: int) -> None:
+    def prepare(lane: TorchLane) -> None:
         for _ in range(CHECKPOINTS):  # more than the ring has buffers
-            lanes[number].buffer(nbytes)[:] = np.resize(some, nbytes)
-        fold(lanes[number])
-        ready.wait()
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            fold(lanes[number])
-            added[number] += CHECKPOINTS * nbytes
+            lane.buffer(nbytes)[:] = np.resize(some, nbytes)
+        fold(lane)
 
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    ready.wait()
-    started = time.perf_counter()
-    for worker in workers:
-        worker.join()
-    return sum(added) / (time.perf_counter() - started)
+    def work(lane: TorchLane) -> int:
+        added = 0
+        while time.perf_counter() < started + seconds:
+            fold(lane)
+            added += CHECKPOINTS * nbytes
+        return added
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(prepare, lanes))
+        started = time.perf_counter()
+        added = sum(pool.map(work, lanes))
+        return added / (time.perf_counter() - started)
 
 
 def measure_speed(device: torch.device, block: int, seconds: float) -> list[dict[str, Any]]:
@@ -263,7 +260,9 @@ def measure_runs(device: str, folder: Path, until: float, *, quick: bool) -> Ite
                 print(f"no time is left for {averages} averages of {CHECKPOINTS} x {size:,} bytes\n")
                 continue
             times: dict[str, list[float]] = {"cpu": [], "gpu": []}
-            for _ in range(rounds):
+            for number in range(rounds):
+                if number and time.monotonic() > until:
+                    break
                 for name, taken in times.items():
                     taken.append(timed_run(paths, averages, "cpu" if name == "cpu" else device, outputs[name]))
             names = sorted(path.name for path in outputs["cpu"].glob("*.safetensors"))

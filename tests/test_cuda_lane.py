@@ -141,6 +141,15 @@ def test_a_missing_gpu_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.Monk
         find_device("cuda:3")
 
 
+def test_the_gpu_is_the_current_one_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker thread begins with the first GPU as its current one, whatever the caller has chosen."""
+    monkeypatch.setattr("ema_cli.fold.cuda.count_gpus", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert find_device("cuda") == torch.device("cuda", 2)
+    assert find_device("cuda:1") == torch.device("cuda", 1)
+
+
 def test_a_model_runs_on_a_gpu_if_torch_finds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a driver torch is not imported; with a driver but no usable GPU the CPU is used."""
     monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path / "nothing")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ema_cli.errors import SystemExhausted
 from ema_cli.fold.conversion import NUMPY_TYPES
 from ema_cli.fold.cuda import TorchLane
 
@@ -69,6 +70,37 @@ def test_a_wrong_bit_is_noticed(script: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(script, "TorchLane", Wrong)
     assert all(row["differing"] for row in script.check_bits(torch.device("cpu"), 256))
+
+
+def test_a_lane_that_fails_ends_the_measurement(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without memory is an error of the script, which does not wait for the other threads forever."""
+
+    class Failing(TorchLane):
+        def sums(self) -> list[NDArray[np.float64]]:
+            raise SystemExhausted("the GPU failed: CUDA out of memory")
+
+    monkeypatch.setattr(script, "TorchLane", Failing)
+    with pytest.raises(SystemExhausted, match="out of memory"):
+        script.lane_rate(torch.device("cpu"), "F32", 1, 1024, threads=2, seconds=0.01)
+
+
+def test_no_round_starts_when_time_is_up(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run on each device is measured, then no other of the same kind, and the other kinds are left out."""
+    runs: list[str] = []
+
+    def timed_run(_: object, __: int, device: str, ___: Path) -> float:
+        runs.append(device)
+        clock[0] += 20.0
+        return 1.0
+
+    clock = [0.0]
+    monkeypatch.setattr(script.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(script, "timed_run", timed_run)
+    monkeypatch.setattr(script, "write_series", lambda *_: [])
+    monkeypatch.setattr(script, "rule", lambda *_: script.break_even.BreakEven(cpu_seconds=1.0, gpu_seconds=2.0))
+    found = list(script.measure_runs("cuda", tmp_path, 90.0, quick=False))
+    assert runs == ["cpu", "cuda"] * 3
+    assert [row["averages"] for row in found] == [1, 4]
 
 
 def test_a_gpu_pays_where_two_lines_cross(script: Any) -> None:

@@ -240,7 +240,7 @@ def average(
     )
 
 
-@pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
+@pytest.mark.skipif(not READS_FILES, reason="the processor has no instructions for CRC-32")
 @pytest.mark.parametrize("name", NAMES)
 @given(
     seed=SEEDS,
@@ -291,7 +291,7 @@ def test_blocks_read_from_a_file(
             assert sums.tobytes() == squares(expected, blocks[-1], BY_NAME[name]).tobytes()
 
 
-@pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
+@pytest.mark.skipif(not READS_FILES, reason="the processor has no instructions for CRC-32")
 @given(seed=SEEDS, length=st.integers(0, 2000), start=st.integers(0, 40))
 def test_crc32(seed: int, length: int, start: int) -> None:
     """The CRC-32 is that of zlib, at any length and address."""
@@ -300,7 +300,7 @@ def test_crc32(seed: int, length: int, start: int) -> None:
     assert kernel.crc32(memoryview(data)[start:]) == zlib.crc32(memoryview(data)[start:])
 
 
-@pytest.mark.skipif(not READS_FILES, reason="the processor has no carry-less multiplication")
+@pytest.mark.skipif(not READS_FILES, reason="the processor has no instructions for CRC-32")
 def test_a_file_that_ends_early(tmp_path: Path) -> None:
     """The number of checkpoints before the first that is not whole is returned."""
     assert kernel is not None

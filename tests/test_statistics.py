@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ema_cli
+from ema_cli.dtypes import BY_NAME
+from ema_cli.fold import statistics
+from ema_cli.records.plan import ROW_ELEMENTS
 from ema_cli.report.model import Tensor
 from ema_cli.weights.methods import Decay
 from ema_cli.weights.schedules import ema
@@ -64,6 +67,25 @@ def test_statistics_of_any_two_vectors(
     elif last > 1e-6:
         assert found.drift * last == pytest.approx(float(np.linalg.norm(average - vectors[1])), rel=1e-9)
         assert abs(found.norm - last) <= found.drift * last * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 65_536, 65_537, 140_000])
+def test_numpy_sums_the_columns_of_a_row_in_order(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips and the end of the last row change no bit: every row is what adding its 16 columns one by one gives."""
+    monkeypatch.setattr(statistics, "kernel", None)
+    average, last = np.random.default_rng(count).standard_normal((2, count))
+    last = last.astype(np.float32)
+    expected = np.empty((3, -(-count // ROW_ELEMENTS)))
+    for values, rows in zip((average, average - last, last.astype(np.float64)), expected, strict=True):
+        padded = np.append(values, np.zeros(-count % ROW_ELEMENTS)).reshape(len(rows), -1, 16)
+        columns = np.zeros((len(rows), 16))
+        for part in range(padded.shape[1]):
+            columns += padded[:, part] ** 2
+        for half in (8, 4, 2, 1):
+            columns = columns[:, :half] + columns[:, half:]
+        rows[:] = columns[:, 0]
+    found = statistics.squares(average, last.view(np.uint8), BY_NAME["F32"])
+    assert found.tobytes() == statistics.add_rows(expected, expected.shape[1])[:, 0].tobytes()
 
 
 def test_equal_checkpoints_have_not_drifted(tmp_path: Path) -> None:

@@ -1,6 +1,13 @@
-/* CRC-32 (ISO 3309, as in zip files) by carry-less multiplication: Gopal et al. 2009, "Fast CRC computation for generic
+/* CRC-32 (ISO 3309, as in zip files). ARM has an instruction for it.
+
+   x86 has one for another polynomial, but carry-less multiplication: Gopal et al. 2009, "Fast CRC computation for generic
    polynomials using PCLMULQDQ instruction" (Intel). A number of 128 bits is folded over a distance: it is multiplied by
    the remainder of that power of x, and added to the 128 bits there. The table does the last 16 bytes. */
+
+#if defined(__GNUC__) && (defined(__x86_64__) || (defined(__AARCH64EL__) && defined(__linux__)))
+#define HAS_READS 1
+
+static uint32_t (*crc_of)(uint32_t, const unsigned char *, Py_ssize_t); /* of bytes after those with another CRC */
 
 #define POLYNOMIAL 0xedb88320u /* its lowest power is the highest bit */
 
@@ -23,9 +30,8 @@ static uint32_t crc_of_bytes(uint32_t state, const unsigned char *raw, Py_ssize_
     return state;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef __x86_64__
 #include <immintrin.h>
-#define HAS_READS 1
 
 /* x^power modulo the polynomial, shifted as the product of two numbers with their bits in reverse order needs it. */
 static int64_t remainder_of(int power)
@@ -130,11 +136,10 @@ FOUR static uint32_t crc_four(uint32_t crc, const unsigned char *raw, Py_ssize_t
     return ~finish_crc(numbers, 16, raw, length);
 }
 
-static uint32_t (*crc_of)(uint32_t, const unsigned char *, Py_ssize_t); /* of bytes after those with another CRC */
-
 /* Use the widest multiplication of a lane that the processor has. */
 static void choose_crc(const char *lane)
 {
+    set_up_folds();
     int is_wide = __builtin_cpu_supports("vpclmulqdq") != 0;
     if (is_wide && strcmp(lane, "avx512") == 0)
         crc_of = crc_four;
@@ -143,4 +148,27 @@ static void choose_crc(const char *lane)
     else if (__builtin_cpu_supports("sse4.1") && __builtin_cpu_supports("pclmul"))
         crc_of = crc_one;
 }
+#else
+#include <sys/auxv.h>
+
+#define HAS_CRC_INSTRUCTION (1 << 7) /* HWCAP_CRC32 */
+
+static uint32_t crc_by_instruction(uint32_t crc, const unsigned char *raw, Py_ssize_t length)
+{
+    uint32_t state = ~crc;
+    for (; length >= 8; length -= 8, raw += 8) {
+        uint64_t bytes;
+        memcpy(&bytes, raw, 8);
+        __asm__(".arch_extension crc\n\tcrc32x %w0, %w0, %x1" : "+r"(state) : "r"(bytes));
+    }
+    return ~crc_of_bytes(state, raw, length);
+}
+
+static void choose_crc(const char *lane)
+{
+    (void)lane;
+    if (getauxval(AT_HWCAP) & HAS_CRC_INSTRUCTION)
+        crc_of = crc_by_instruction;
+}
+#endif
 #endif

@@ -766,7 +766,6 @@ static int fill(PyObject *module)
     set_up_types();
 #ifdef HAS_READS
     set_up_crc();
-    set_up_folds();
     has_reads = crc_of != NULL;
 #endif
     if (PyModule_AddIntConstant(module, "HAS_READS", has_reads) < 0)

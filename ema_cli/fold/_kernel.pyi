@@ -15,7 +15,7 @@ def fold(
     sums: Buffer, count: int, raws: tuple[Buffer, ...], codes: tuple[int, ...], weights: Buffer, started: bytearray, /
 ) -> None: ...
 
-# Whether the module can read: the processor has carry-less multiplication.
+# Whether the module can read: the processor has instructions for CRC-32.
 HAS_READS: bool
 
 # Read count elements of each checkpoint and add them as fold does; return how many checkpoints could be read whole.

@@ -37,7 +37,7 @@ def count_gpus() -> int:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the torch device called ``name``.
+    """Return the torch device called ``name``; ``cuda`` is the one that the caller has chosen with torch.
 
     Raises:
         UsageError: this machine, or this build of torch, does not have the device.
@@ -49,6 +49,8 @@ def find_device(name: str) -> torch.device:
         raise UsageError(
             f"--device {name}: torch {torch.__version__} finds {plural(count, 'GPU')}", hint="use --device cpu"
         )
+    if name == "cuda" and torch.cuda.is_initialized():
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

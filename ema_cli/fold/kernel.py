@@ -46,7 +46,7 @@ def _is_outdated(kernel_file: Path) -> bool:
 
 kernel, _reason = find_kernel()
 READS_FILES = kernel is not None and bool(kernel.HAS_READS)
-"""Whether the kernel can read: the processor has carry-less multiplication, for CRC-32."""
+"""Whether the kernel can read: the processor has instructions for CRC-32."""
 
 
 def lane_name() -> str:
