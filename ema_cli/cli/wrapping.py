@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from ema_cli.text import regex
+
 HANG = 2
 """Blanks before the continuation of a line."""
-_FIELD = re.compile(r"\s*(?:\S| (?! ))+\s*")
+_FIELD = regex(r"\s*(?:\S| (?! ))+\s*")
 """Words with one blank between them; two blanks are between the fields of a line."""
-_WORD = re.compile(r"\s*(?:--[\w-]+ (?=[^\s-]))?\S+(?: \d\S*)?(?:(?<=\d) (?:%|[kMGT]?B(?:/s)?|s)(?!\w)\S*)?\s*")
+_WORD = regex(r"\s*(?:--[\w-]+ (?=[^\s-]))?\S+(?: \d\S*)?(?:(?<=\d) (?:%|[kMGT]?B(?:/s)?|s)(?!\w)\S*)?\s*")
 """A word; a number is one with its unit and the word before it, and an option with its value."""
-_PLACES = tuple(re.compile(rf"(?<=[{marks}])(?!(?<=\d[.,])\d|[{marks}]|$)") for marks in ("./", "_:,=-"))
+_PLACES = tuple(regex(rf"(?<=[{marks}])(?!(?<=\d[.,])\d|[{marks}]|$)") for marks in ("./", "_:,=-"))
 """Where names are broken: after dots and slashes, and what is still too long after other marks; not in a number."""
 
 

@@ -20,9 +20,9 @@ from ema_cli.formats.torch_ranks.rank_file_names import is_rank_file
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location, absolute, names_in
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
-_PART = re.compile(
+_PART = regex(
     r"(?<![a-z])(?P<word>(?:mp_|tp_|pp_|dp_|model_)?ranks?|(?:model_)?parts?|shards?|layers?|stages?|consolidated|tp|pp"
     r"|mp|s?dp)[=_.-]{0,2}(?P<number>[0-9]+)(?![0-9a-z])"
     r"|(?<![0-9])(?P<shard>[0-9]+)[-_]of[-_][0-9]+(?![0-9])|(?<![a-z])model(?P<split>[0-9]+)-mp[0-9]+(?![0-9a-z])",

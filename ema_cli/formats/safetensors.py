@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 
 from ema_cli.dtypes import BY_NAME, RANK
@@ -23,12 +22,12 @@ from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, 
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY, method_of_snapshot
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 _ALIGNMENT = 8
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_HALF_CHARACTER = regex("[\ud800-\udfff]")
 
 
 def looks_like_safetensors(head: bytes) -> bool:

@@ -20,29 +20,30 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.storage.extents import TensorLayout
+from ema_cli.text import regex
 
 Tensors = Mapping[str, TensorLayout | None]
 """Layouts by name; ``None`` for tensors of unknown types, such as four bits."""
 
-_BEHIND = re.compile(
+_BEHIND = regex(
     r"(?P<codes>.+?)(?:_scale_inv|_global_scale|_scales?(?:_\d)?|_zero_points?|_zeros|_scb"
     r"|\.(?:scales?|nested_absmax|absmax|nested_quant_map|quant_map|quant_state\..+))",
     re.IGNORECASE,
 )
 """The name of the codes plus a suffix."""
-_BESIDE = re.compile(r"(?:input_scale|output_scale|scales?|zero_point|zeros|qzeros|g_idx|SCB)")
+_BESIDE = regex(r"(?:input_scale|output_scale|scales?|zero_point|zeros|qzeros|g_idx|SCB)")
 """A tensor of the module that has the codes as its weight."""
 _WEIGHTS = ("weight", "qweight", "weight_packed")
-_PACKED = re.compile(r"(?:qweight|_packed|_blocks)$")
+_PACKED = regex(r"(?:qweight|_packed|_blocks)$")
 """Integers of any size with several codes in each."""
-_PART = re.compile(r"(?<=[a-z])\._(?=[a-z])")
+_PART = regex(r"(?<=[a-z])\._(?=[a-z])")
 """Parts of a tensor with a name of their own: ``weight._data``, ``weight._scale``."""
 _SCALES = {"scale", "scales", "wscale", "wscales", "absmax", "scb"}
 _ZEROS = {"zero", "zeros", "point", "points"}
 _OFFSETS = {*_ZEROS, "bias", "biases", "shift", "shifts", "min"}
 _DETAILS = {"inv", "max", "global", "block", "group"}
 _WORDS_OF_WEIGHTS = {"weight", "kernel", "w", "qweight", "qdata", "data", "codes", "packed", "blocks"}
-_FLOAT_CODES = re.compile(r"(?:^|_)(?:u?int\d?|qweight|qdata|codes|quantized|packed)(?:_|$)", re.IGNORECASE)
+_FLOAT_CODES = regex(r"(?:^|_)(?:u?int\d?|qweight|qdata|codes|quantized|packed)(?:_|$)", re.IGNORECASE)
 """Parts of the name of a matrix that has codes although its elements are floating-point numbers."""
 _MOST_CODES = 64
 """Of one module; real modules have one."""

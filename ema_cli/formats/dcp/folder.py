@@ -33,10 +33,11 @@ from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.record import record
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.text import regex
 
-_RANK_METADATA = re.compile(r"__\d+\.metadata")
+_RANK_METADATA = regex(r"__\d+\.metadata")
 _LARGEST_METADATA = 1 << 27
-_SAVE_NAMES = re.compile(rb"checkpoint_id.{1,4096}?save_id.{1,8}?[0-9a-f-]{36}", re.DOTALL)
+_SAVE_NAMES = regex(rb"checkpoint_id.{1,4096}?save_id.{1,8}?[0-9a-f-]{36}", re.DOTALL)
 """The fields of ``StorageMeta`` in ``torch/distributed/checkpoint/metadata.py``: folder and random id of a save."""
 _FRAME = pickle.FRAME
 _FRAME_HEADER_BYTES = 9

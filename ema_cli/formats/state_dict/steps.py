@@ -18,7 +18,7 @@ from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.name_numbers import MOST_DIGITS, STEP_LIMIT
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 if TYPE_CHECKING:
     from ema_cli.formats.torch.tensor_locations import FindStorage
@@ -66,7 +66,7 @@ _NESTED = {
     "epoch": ("epoch", "cur_epoch", "current_epoch"),
 }
 """Keys of a position in a dictionary of the trainer's own, such as ``progress.step``, by unit."""
-_NO_PROGRESS = re.compile(
+_NO_PROGRESS = regex(
     r"optim|sched|scaler|conf|cfg|arg|param|hyper|model|net|weight|state_dict|ema|module|loader|sampl|data|rng|callback"
     r"|loop|best|eval|val|test|early|loss|metric|^opt$|^lr",
     re.IGNORECASE,

@@ -14,7 +14,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import Repeated, Tensor, follow, named, parts
 from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.objects import TensorRef
-from ema_cli.text import plural, quoted
+from ema_cli.text import plural, quoted, regex
 
 USUAL_NAMES = (
     "state_dict",
@@ -28,17 +28,17 @@ USUAL_NAMES = (
     "model_state",
 )
 """Names of the weights, the most usual first."""
-_TRAINING_STATE = re.compile(
+_TRAINING_STATE = regex(
     r"optimi[sz]er|(?:optims?|schedulers?)(?!(?-i:[a-z]))|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
     re.IGNORECASE,
 )
-_RECORDS = re.compile(
+_RECORDS = regex(
     r"(?:^|[_.])(?:loss(?:es)?|criteri(?:on|a)|metrics?|fitness|history|hyper_?parameters|hparams|args|cfg|config|sampler"
     r"|scores?)(?:_(?:fn|state|state_dict)|[_.]?[0-9]+)?$",
     re.IGNORECASE,
 )
 """Names of what a trainer notes down: no part of the model even if it has tensors."""
-_WITHOUT_MATRICES = re.compile(r"scheduler|scaler|criteri(?:on|a)|loss(?:es)?_fn", re.IGNORECASE)
+_WITHOUT_MATRICES = regex(r"scheduler|scaler|criteri(?:on|a)|loss(?:es)?_fn", re.IGNORECASE)
 """Names of parts that have matrices only if these are trained. Metrics and loops have matrices of their own."""
 OF_OPTIMIZERS = frozenset(
     {

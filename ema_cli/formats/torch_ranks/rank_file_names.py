@@ -13,12 +13,13 @@ from collections.abc import Iterable
 
 from ema_cli.formats.file_names import is_weights, skeleton
 from ema_cli.formats.folder import Folder
+from ema_cli.text import regex
 
-_RANK = re.compile(
+_RANK = regex(
     r"(?<![a-z])(?<!mp_)(?<!tp_)(?<!pp_)(?<!lora_)(?P<word>rank[_=.-]?)(?P<number>[0-9]{1,6})(?![0-9a-z])",
     re.IGNORECASE,
 )
-_BESIDE = re.compile(r"(?<![a-z])extra_state(?![a-z])", re.IGNORECASE)
+_BESIDE = regex(r"(?<![a-z])extra_state(?![a-z])", re.IGNORECASE)
 """In the name of a file of a rank that holds no weights: random states and the like of verl."""
 _FEWEST = 2
 
