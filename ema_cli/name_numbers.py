@@ -7,8 +7,6 @@ A word marks a step (``step_100``, ``11epoch``), a part of a checkpoint (``rank_
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from decimal import Decimal
 
 from ema_cli.record import record
 from ema_cli.text import regex
@@ -44,7 +42,8 @@ _NUMBER = regex(
     rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
     re.IGNORECASE,
 )
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_UNITS = {"": 0, "k": 3, "m": 6, "b": 9}
+"""Powers of ten."""
 _BARE_UNITS = ("", "k", "K", "M", "B")
 """Units of a number without a word: ``7b`` and ``100m`` are sizes of models."""
 _WORD_BEFORE = regex(r"([A-Za-z]+)[=_.+ -]{0,2}$")
@@ -73,7 +72,7 @@ class NameNumber:
     """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``index``, ``value``, ``time``; empty without a word."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ParsedName:
     """A name, cut into its numbers and the text around them."""
 
@@ -98,7 +97,7 @@ def parse_name(name: str) -> ParsedName:
         numbers.append(NameNumber(value=_value(found, kind) if whole else None, text=found.group(), kind=kind))
         skeleton.append(before)
         begin = found.end()
-    return ParsedName((*skeleton, stem[begin:]), tuple(numbers))
+    return ParsedName(skeleton=(*skeleton, stem[begin:]), numbers=tuple(numbers))
 
 
 def has_step_word(name: str) -> bool:
@@ -152,5 +151,7 @@ def _value(found: re.Match[str], kind: str) -> int | None:
     digits = found["digits"].replace(",", "")
     if len(digits + fraction) > MOST_DIGITS:
         return None
-    value = Decimal(digits + fraction).scaleb(int(exponent or 0)) * _UNITS[unit.lower()]
-    return int(value) if value == value.to_integral_value() and value < STEP_LIMIT else None
+    decimals = fraction.removeprefix(".")
+    power = int(exponent or 0) + _UNITS[unit.lower()] - len(decimals)
+    value, rest = divmod(int(digits + decimals) * 10 ** max(power, 0), 10 ** max(-power, 0))
+    return value if not rest and value < STEP_LIMIT else None

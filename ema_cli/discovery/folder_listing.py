@@ -48,7 +48,7 @@ _INNER = regex(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Budget:
     """Bounds the search of folders without checkpoints."""
 

@@ -64,7 +64,7 @@ def matches(name: str, unreadable: list[str] | None = None) -> list[Location]:
     return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class _PatternSearch:
     """Lists the folders that one pattern needs, and counts the names in them."""
 

@@ -27,7 +27,7 @@ _FAULT = regex(r'(".*?")([ :].+)', re.DOTALL)
 """A name in quotes, and what is wrong with it."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Search:
     """Everything found so far."""
 
