@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed.rank_names import is_pipeline_layer
 from ema_cli.formats.file_names import counts_steps
-from ema_cli.formats.torch.objects import ONE_SHARD
+from ema_cli.formats.structure import ONE_SHARD
 from ema_cli.formats.torch_ranks.rank_file_names import is_rank_file
 from ema_cli.options.average import Options
 from ema_cli.record import record

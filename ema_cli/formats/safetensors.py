@@ -17,7 +17,7 @@ from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
-from ema_cli.formats.state_dict.steps import steps_in_texts
+from ema_cli.formats.state_dict.step_keys import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY, method_of_snapshot
 from ema_cli.storage.extents import LayoutPool, TensorLayout

@@ -27,7 +27,8 @@ from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
 from ema_cli.formats.state_dict.flat_parameters import warn_of_flat
 from ema_cli.formats.state_dict.leaves_among import warn_of_leaves
-from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
+from ema_cli.formats.state_dict.step_keys import INSIDE, KEYS
+from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.record import record
