@@ -72,7 +72,7 @@ def is_factor(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _match(name: str) -> re.Match[str] | None:
-    return _FACTOR.fullmatch(name) if len(name) <= _LONGEST else None
+    return _FACTOR.fullmatch(name) if len(name) <= _LONGEST and "lora" in name.lower() else None
 
 
 def _pair(found: re.Match[str], down: str, up: str, shapes: Shapes) -> FactorPair | None:

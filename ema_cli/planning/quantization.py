@@ -52,8 +52,9 @@ _MOST_CODES = 64
 def find_codes(tensors: Tensors) -> Iterator[tuple[str, str]]:
     """Yield pairs of names, of codes and of their scale, each scale once, among all tensors of a checkpoint."""
     found = set()
-    for name in tensors:
-        codes = next((other for other in _possible_codes(name) if _may_be_codes(other, tensors)), None)
+    candidates = {name for name, layout in tensors.items() if _may_be_codes(name, layout)}
+    for name in tensors if candidates else ():
+        codes = next((other for other in _possible_codes(name) if other in candidates), None)
         if codes is not None and codes != name:
             found.add(name)
             yield codes, name
@@ -74,11 +75,8 @@ def _possible_codes(name: str) -> Iterator[str]:
         yield from (f"{module}.{weight}" if module else weight for weight in _WEIGHTS)
 
 
-def _may_be_codes(name: str, tensors: Tensors) -> bool:
-    """Whether a tensor exists and its elements can be codes: one byte each, or packed in larger integers."""
-    if name not in tensors:
-        return False
-    layout = tensors[name]
+def _may_be_codes(name: str, layout: TensorLayout | None) -> bool:
+    """Whether the elements of a tensor can be codes: one byte each, or packed in larger integers."""
     if layout is None or (layout.dtype.kind is Kind.INTEGER and _PACKED.search(name)):
         return True
     return _is_byte(layout.dtype)
