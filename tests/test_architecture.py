@@ -278,6 +278,15 @@ def test_a_start_imports_what_it_needs(tmp_path: Path, arguments: list[str], mis
     ]
 
 
+def test_expressions_are_compiled_when_they_are_used() -> None:
+    """A start has the modules of all formats, and compiles none of their expressions. Stores are no part of it."""
+    for path in MODULES.values():
+        if path.parent.name != "remote":
+            statements = ast.parse(path.read_text(encoding="utf-8")).body
+            kept = [one for one in statements if not isinstance(one, ast.FunctionDef | ast.ClassDef)]
+            assert "re.compile(" not in "".join(map(ast.unparse, kept)), path
+
+
 def test_tests_import_no_tests() -> None:
     """Shared helpers of test modules are in modules without tests."""
     for path in Path(__file__).parent.rglob("*.py"):
