@@ -26,7 +26,7 @@ class _Regex:
 
 
 def regex(text: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
-    """Return a regular expression that is compiled when it is first used: a run uses half of a hundred of them.
+    """Return a regular expression that is compiled when it is first used: a run uses 40 of a hundred.
 
     Functions of ``re`` do not take it in place of a compiled one, but it has the same methods.
     """
