@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ema_cli.discovery.changes import blaming_changed_inputs, check_unchanged
 from ema_cli.distributed.alone import Alone
@@ -28,8 +29,10 @@ from ema_cli.write.make_target import is_spooled, stop_uploads
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.publication import Finished, publish_all
 from ema_cli.write.publish import uninterrupted
-from ema_cli.write.resumption import Resumption
 from ema_cli.write.target import Target
+
+if TYPE_CHECKING:
+    from ema_cli.write.resumption import Resumption
 
 
 def carry_out(

@@ -7,12 +7,11 @@ A word marks a step (``step_100``, ``11epoch``), a part of a checkpoint (``rank_
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from decimal import Decimal
 
 from ema_cli.record import record
+from ema_cli.text import regex
 
-SUFFIXES = re.compile(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
+SUFFIXES = regex(r"(?:\.(?:pt|pth|ckpt|bin|tar|safetensors))+$", re.IGNORECASE)
 """Suffixes of checkpoint files, which belong to no name."""
 _WORDS = {
     "step": "step steps iter iters iteration iterations ite it its update updates ba batch batches",
@@ -29,7 +28,7 @@ _WORDS = {
 _KINDS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 """What the number after a word counts. The numbers of parts and runs are not steps, nor are results. An ``index`` may
 be either: ``agent_0`` and ``agent_1`` are two, ``agent_5000`` and ``agent_10000`` are steps."""
-_VALUE = re.compile(
+_VALUE = regex(
     r"(?:loss|score|reward|accuracy|error)[=_.+ -]{0,2}$|(?:^|[^a-z])(?:f|acc|top|bleu|rouge|recall)@?\d[=_-]$",
     re.IGNORECASE,
 )
@@ -37,20 +36,21 @@ _VALUE = re.compile(
 _AFTER = r"(?:steps?|iters?|iterations?|updates?|batches|ba|epochs?|ep)"
 _CLOCK = r"[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?"
 _DATE = rf"(?:19|20)\d\d(?:([-_.])(?:0[1-9]|1[0-2])\2[0-3]\d(?:{_CLOCK})?|(?:0[1-9]|1[0-2])[0-3]\d{_CLOCK})"
-_NUMBER = re.compile(
+_NUMBER = regex(
     rf"(?P<date>(?<!\d){_DATE}(?!\d))"
     r"|(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
     rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
     re.IGNORECASE,
 )
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+_UNITS = {"": 0, "k": 3, "m": 6, "b": 9}
+"""Powers of ten."""
 _BARE_UNITS = ("", "k", "K", "M", "B")
 """Units of a number without a word: ``7b`` and ``100m`` are sizes of models."""
-_WORD_BEFORE = re.compile(r"([A-Za-z]+)[=_.+ -]{0,2}$")
-_WORD_AFTER = re.compile(rf"[ _-]?({_AFTER})(?![a-z])(?![=_.+ -]{{0,2}}\d)|[-_](of)[-_]\d", re.IGNORECASE)
-_NEXT_WORD = re.compile(rf"(?:{_AFTER})[=_-]?\d", re.IGNORECASE)
-_CAMEL = re.compile(r"[A-Z][a-z]+$")
-_NEGATIVE = re.compile(r"[=_]-$")
+_WORD_BEFORE = regex(r"([A-Za-z]+)[=_.+ -]{0,2}$")
+_WORD_AFTER = regex(rf"[ _-]?({_AFTER})(?![a-z])(?![=_.+ -]{{0,2}}\d)|[-_](of)[-_]\d", re.IGNORECASE)
+_NEXT_WORD = regex(rf"(?:{_AFTER})[=_-]?\d", re.IGNORECASE)
+_CAMEL = regex(r"[A-Z][a-z]+$")
+_NEGATIVE = regex(r"[=_]-$")
 _SHORT = 2
 """Letters of a word that is not read directly after a digit, where it may belong to a hash."""
 MOST_DIGITS = 18
@@ -72,7 +72,7 @@ class NameNumber:
     """``step``, ``epoch``, ``checkpoint``, ``part``, ``run``, ``index``, ``value``, ``time``; empty without a word."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ParsedName:
     """A name, cut into its numbers and the text around them."""
 
@@ -97,7 +97,7 @@ def parse_name(name: str) -> ParsedName:
         numbers.append(NameNumber(value=_value(found, kind) if whole else None, text=found.group(), kind=kind))
         skeleton.append(before)
         begin = found.end()
-    return ParsedName((*skeleton, stem[begin:]), tuple(numbers))
+    return ParsedName(skeleton=(*skeleton, stem[begin:]), numbers=tuple(numbers))
 
 
 def has_step_word(name: str) -> bool:
@@ -151,5 +151,7 @@ def _value(found: re.Match[str], kind: str) -> int | None:
     digits = found["digits"].replace(",", "")
     if len(digits + fraction) > MOST_DIGITS:
         return None
-    value = Decimal(digits + fraction).scaleb(int(exponent or 0)) * _UNITS[unit.lower()]
-    return int(value) if value == value.to_integral_value() and value < STEP_LIMIT else None
+    decimals = fraction.removeprefix(".")
+    power = int(exponent or 0) + _UNITS[unit.lower()] - len(decimals)
+    value, rest = divmod(int(digits + decimals) * 10 ** max(power, 0), 10 ** max(-power, 0))
+    return value if not rest and value < STEP_LIMIT else None

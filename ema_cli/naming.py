@@ -10,9 +10,9 @@ from heapq import nlargest
 from itertools import islice
 from pathlib import Path
 
-from ema_cli.text import without_secrets
+from ema_cli.text import regex, without_secrets
 
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS = regex(r"(\d+)")
 _DEEPEST_NUMBER = 3
 """Parts of the path of a single file, counted from its end, that are searched for a number."""
 _MOST_NAMES = 200_000
@@ -23,7 +23,7 @@ _MUCH_FARTHER = 0.15
 """Less similar than the nearest name by this, a name is not meant."""
 _LONGEST_END = 60
 """Characters at both ends of a long name that are compared."""
-_BATCH_NORM = re.compile(r"(?:^|\.)running_(?:mean|var)$")
+_BATCH_NORM = regex(r"(?:^|\.)running_(?:mean|var)$")
 
 
 def is_batch_norm_statistic(tensor: str) -> bool:

@@ -13,9 +13,10 @@ from itertools import pairwise
 
 from ema_cli.name_numbers import NameNumber, ParsedName, parse_name
 from ema_cli.record import record
+from ema_cli.text import regex
 
-_COMPACT_DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
-_GROUPED = re.compile(r"(?<=step[=_-])\d{1,3}(?:_\d{3})+(?!\d)", re.IGNORECASE)
+_COMPACT_DATE = regex(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])")
+_GROUPED = regex(r"(?<=step[=_-])\d{1,3}(?:_\d{3})+(?!\d)", re.IGNORECASE)
 """A step in groups of three digits, if the other names are of one form with it: ``step_1_000`` beside ``step_900``."""
 
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from ema_cli.cli.table import Column, Table, lines_of, numbers
-from ema_cli.cli.wrapping import broken, shortened, wrapped
+from ema_cli.cli.wrapping import Styled, broken, shortened, wrapped
 
 WORDS = st.text("abcdefgh", min_size=1, max_size=12)
 NUMBERS = st.one_of(st.integers(0, 10**7).map("{:,}".format), st.floats(0, 100).map("{:.1f} %".format), st.just("-"))
@@ -32,7 +32,7 @@ def tables(draw: st.DrawFn) -> Table:
 
 def shown(table: Table, width: int) -> list[str]:
     """Return the lines of a table as text."""
-    return [line.plain for line in lines_of(table, width)]
+    return [str(line) for line in lines_of(table, width)]
 
 
 def squeezed(text: str | Sequence[str]) -> str:
@@ -122,3 +122,12 @@ def test_optional_columns_go_first() -> None:
     assert shown(table, 90)[1].endswith("1,234.5  an explanation tha… terminal is wide")
     assert [title for title in ("shape", "type", "distance") if title in shown(table, 50)[0]] == ["shape", "distance"]
     assert shown(table, 32) == [f" {'name':20}  distance", f" {'a' * 20}   1,234.5"]
+
+
+def test_a_line_has_the_styles_of_its_pieces() -> None:
+    """On a terminal a line is the text of rich that its pieces make; blanks at its end are gone, in any style."""
+    line = Styled(("share", "dim"), "  ", Styled(("ckpt", "bold"), " 1")).rstrip()
+    assert str(line) == "share  ckpt 1"
+    assert line.rich() == Text.assemble(("share", "dim"), "  ", ("ckpt", "bold"), " 1")
+    assert str(Styled("a ", ("  ", "dim"), "").rstrip()) == "a"
+    assert not str(Styled(" ", ("  ", "dim")).rstrip())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ema_cli
+from ema_cli import text as own
 from ema_cli.text import (
     LONGEST_NAME,
     human_bytes,
@@ -15,6 +21,7 @@ from ema_cli.text import (
     percent,
     plural,
     quoted,
+    regex,
     safe_lines,
     safe_text,
     shortlist,
@@ -178,3 +185,32 @@ def test_writable_text_is_what_utf8_can_hold(value: object, fits: bool) -> None:
 def test_percent_examples(share: float, shown: str) -> None:
     """Large ones have separators and no decimals that mean nothing."""
     assert percent(share) == shown
+
+
+def test_an_expression_is_compiled_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of the expressions of all formats are needed; one that is used costs no more than a compiled one."""
+    compile_now, compiled = re.compile, []
+
+    def count(written: str, flags: int) -> re.Pattern[str]:
+        compiled.append(written)
+        return compile_now(written, flags)
+
+    monkeypatch.setattr(re, "compile", count)
+    number = regex(r"\D+(\d+)", re.ASCII)
+    assert not compiled
+    assert [bool(number.fullmatch(name)) for name in ("step_12", "step", "step_3")] == [True, False, True]
+    assert compiled == [r"\D+(\d+)"]
+
+
+def test_every_expression_can_be_compiled() -> None:
+    """A mistake in an expression is not found only by the run that needs it."""
+    root = Path(ema_cli.__file__).parent
+    checked = 0
+    for path in sorted(root.rglob("*.py")):
+        if "regex(" in path.read_text(encoding="utf-8") and path.name != "text.py":
+            module = importlib.import_module(".".join(("ema_cli", *path.relative_to(root).with_suffix("").parts)))
+            for held in vars(module).values():
+                if isinstance(held, own._Regex):
+                    assert held.pattern, path
+                    checked += 1
+    assert checked

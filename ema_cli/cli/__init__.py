@@ -9,8 +9,8 @@ from ema_cli.cli.process import Terminated, install_signals, reserve_descriptors
 
 _CANNOT_START = 71
 """Same as ``ExitCode.EXHAUSTED``, without its import time."""
-_ALLOCATIONS = 20_000
-"""Before Python looks for circular garbage, of which an import has none: 700 is a tenth of the time of a start."""
+_ALLOCATIONS = 100_000
+"""Before Python looks for circular garbage: a start allocates 70,000 objects, of which hardly one becomes garbage."""
 
 
 def main() -> None:

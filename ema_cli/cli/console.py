@@ -23,11 +23,11 @@ from ema_cli.text import redacted, safe_text
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.markdown import Markdown
-    from rich.text import Text
 
     from ema_cli.cli.table import Table
+    from ema_cli.cli.wrapping import Styled
 
-    Part = str | Text | Table | Markdown
+    Part = str | Styled | Table | Markdown
     """What is printed: a line, a line with styles, a table that fits, a document."""
 
 _NO_LIMIT = 1_000_000
@@ -153,13 +153,13 @@ class Console:
         _write(sys.stdout, text.rstrip("\n"))
 
     def _labelled(self, label: str, color: str, message: str, hint: str) -> None:
-        from rich.text import Text  # noqa: PLC0415
+        from ema_cli.cli.wrapping import Styled  # noqa: PLC0415 - rich, which JSON needs not
 
         first, *rest = message.split("\n")
-        self._print(Text.assemble((f"{label}: ", f"bold {color}"), clean(first)), *rest)
+        self._print(Styled((f"{label}: ", f"bold {color}"), clean(first)), *rest)
         if hint:
             is_question = hint.startswith("did you mean")
-            self._print(Text.assemble(("  " if is_question else "  try: ", "bold"), clean(hint)))
+            self._print(Styled(("  " if is_question else "  try: ", "bold"), clean(hint)))
 
     def _print(self, *parts: Part, stderr: bool = True) -> None:
         """Print lines, texts and tables, each on lines of its own, without blanks at the ends of lines."""
@@ -174,28 +174,27 @@ class Console:
 
     def _render(self, part: Part, *, stderr: bool, wraps: bool) -> None:
         """Print a part with its styles: a table in the width of the stream, a text wrapped if asked."""
-        from rich.text import Text  # noqa: PLC0415
-
         from ema_cli.cli.table import Table, lines_of  # noqa: PLC0415
-        from ema_cli.cli.wrapping import wrapped  # noqa: PLC0415
+        from ema_cli.cli.wrapping import Styled, wrapped  # noqa: PLC0415
 
         is_plain = not wraps and not _STYLED & os.environ.keys()
         width = _asked_width() or (_NO_LIMIT if is_plain else self._console(stderr=stderr).width)
         if isinstance(part, str):
-            part = Text(clean(part, longest=_NO_LIMIT))
+            part = Styled(clean(part, longest=_NO_LIMIT))
         match part:
-            case Text():
-                lines = wrapped(part, width) if wraps else iter([part])
+            case Styled():
+                lines = iter([part])
             case Table():
                 lines = lines_of(_cleaned(part), width)
             case _:
                 self._console(stderr=stderr).print(part, width=width)
                 return
         for line in lines:
-            if is_plain:  # a third of rich is for terminals
-                _write(sys.stderr if stderr else sys.stdout, line.plain)
-            else:
-                self._console(stderr=stderr).print(line, soft_wrap=True)
+            if is_plain:  # most of rich is for terminals
+                _write(sys.stderr if stderr else sys.stdout, str(line))
+                continue
+            for text in wrapped(line.rich(), width) if wraps and line is part else [line.rich()]:
+                self._console(stderr=stderr).print(text, soft_wrap=True)
 
     def _console(self, *, stderr: bool) -> RichConsole:
         if stderr not in self._rich:

@@ -13,13 +13,12 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from rich.cells import cell_len
-from rich.text import Text
 
-from ema_cli.cli.wrapping import HANG, broken, shortened
+from ema_cli.cli.wrapping import HANG, Styled, broken, shortened
 from ema_cli.record import record
 from ema_cli.text import safe_text
 
-Cell = str | Text
+Cell = str | Styled
 _GAP = 2
 """Blanks between columns."""
 _LEAST_NAME = 24
@@ -68,7 +67,7 @@ def whole_name(name: str) -> str:
     return safe_text(name, limit=_LONGEST_NAME)
 
 
-def lines_of(table: Table, width: int) -> Iterator[Text]:
+def lines_of(table: Table, width: int) -> Iterator[Styled]:
     """Yield the lines of a table in the best form that fits ``width``."""
     while _total(table, most=_AMPLE_NAME) > width and (optional := _optional(table)):
         table = _without(table, optional[-1], width)
@@ -92,7 +91,7 @@ def _without(table: Table, at: int, width: int) -> Table:
     if not column.rest or left < _LEAST_NAME:
         return others
     columns = [*table.columns[:at], replace(column, rest=False), *table.columns[at + 1 :]]
-    rows = [[*row[:at], shortened(_plain(row[at]), left), *row[at + 1 :]] for row in table.rows]
+    rows = [[*row[:at], shortened(str(row[at]), left), *row[at + 1 :]] for row in table.rows]
     return replace(table, columns=columns, rows=rows)
 
 
@@ -105,7 +104,7 @@ def _only(table: Table, places: Sequence[int]) -> Table:
 def _widths(table: Table, *, tall: bool) -> list[int]:
     """Return the width of each column, with its title on one line, or on several if ``tall``."""
     return [
-        max([*map(cell_len, _title(column, tall=tall)), *(cell_len(_plain(row[at])) for row in table.rows)])
+        max([*map(cell_len, _title(column, tall=tall)), *(cell_len(str(row[at])) for row in table.rows)])
         for at, column in enumerate(table.columns)
     ]
 
@@ -119,7 +118,7 @@ def _total(table: Table, *, tall: bool = True, most: int | None = None) -> int:
     return table.indent + sum(widths) + _GAP * (len(widths) - 1)
 
 
-def _grid(table: Table, *, tall: bool = True, name_width: int | None = None) -> Iterator[Text]:
+def _grid(table: Table, *, tall: bool = True, name_width: int | None = None) -> Iterator[Styled]:
     """Yield the titles and a line for each row, or several where a name is longer than ``name_width``."""
     widths = [
         name_width if name_width and column.name else width
@@ -129,7 +128,7 @@ def _grid(table: Table, *, tall: bool = True, name_width: int | None = None) -> 
         yield _line(table, titles, widths)
     for row in table.rows:
         parts = [
-            broken(_plain(cell), width) if cell_len(_plain(cell)) > width else [cell]
+            broken(str(cell), width) if cell_len(str(cell)) > width else [cell]
             for cell, width in zip(row, widths, strict=True)
         ]
         for cells in zip_longest(*parts, fillvalue=""):
@@ -142,22 +141,19 @@ def _title_lines(table: Table, *, tall: bool) -> list[list[Cell]]:
     if not any(map(any, titles)):
         return []
     lines = [*zip_longest(*titles, fillvalue="")][::-1]
-    return [[Text(cell, style="dim") for cell in line] for line in lines]
+    return [[Styled((cell, "dim")) for cell in line] for line in lines]
 
 
-def _line(table: Table, cells: Sequence[Cell], widths: Sequence[int]) -> Text:
-    line = Text(" " * table.indent)
+def _line(table: Table, cells: Sequence[Cell], widths: Sequence[int]) -> Styled:
+    pieces: list[Cell] = [" " * table.indent]
     for at, (column, cell, width) in enumerate(zip(table.columns, cells, widths, strict=True)):
-        blanks = " " * (width - cell_len(_plain(cell)))
-        line.append(" " * _GAP if at else "")
-        line.append(blanks if column.number else "")
-        line.append(cell)
-        line.append("" if column.number else blanks)
-    line.rstrip()
-    return line
+        blanks = " " * (width - cell_len(str(cell)))
+        pieces.append(" " * _GAP if at else "")
+        pieces += [blanks, cell] if column.number else [cell, blanks]
+    return Styled(*pieces).rstrip()
 
 
-def _split(table: Table, width: int) -> Iterator[Text]:
+def _split(table: Table, width: int) -> Iterator[Styled]:
     """Yield a table in parts, each with the columns of the keys and some others."""
     keys, values = list(range(table.keys)), list(range(table.keys, len(table.columns)))
     parts, rest = 0, values
@@ -169,7 +165,7 @@ def _split(table: Table, width: int) -> Iterator[Text]:
         yield from lines_of(replace(_only(table, [*keys, *values[:count]]), keys=0), width)
         values = values[count:]
         if values:
-            yield Text()
+            yield Styled()
 
 
 def _how_many(table: Table, keys: list[int], values: list[int], width: int) -> int:
@@ -180,7 +176,7 @@ def _how_many(table: Table, keys: list[int], values: list[int], width: int) -> i
     return count
 
 
-def _narrow(table: Table, width: int) -> Iterator[Text]:
+def _narrow(table: Table, width: int) -> Iterator[Styled]:
     """Yield a table with its names broken, or on lines of their own."""
     name = next((at for at, column in enumerate(table.columns) if column.name), None)
     if name is None:
@@ -189,26 +185,26 @@ def _narrow(table: Table, width: int) -> Iterator[Text]:
     return _grid(table, name_width=left) if left >= _LEAST_NAME else _stacked(table, name, width)
 
 
-def _stacked(table: Table, name: int, width: int) -> Iterator[Text]:
+def _stacked(table: Table, name: int, width: int) -> Iterator[Styled]:
     """Yield each name on a line of its own, and its values below."""
     others = _only(table, [at for at in range(len(table.columns)) if at != name])
     others, margin = replace(others, indent=table.indent + HANG), " " * table.indent
     if _total(others) <= width:
         lines = [*_grid(others)]
         titles, values = lines[: -len(table.rows)], [[line] for line in lines[-len(table.rows) :]]
-        yield from [Text(margin + table.columns[name].title, style="dim"), *titles] if titles else []
+        yield from [Styled((margin + table.columns[name].title, "dim")), *titles] if titles else []
     else:
         values = [*_pairs(others, width)]
     for row, below in zip(table.rows, values, strict=True):
-        yield from (Text(margin + line, style="bold") for line in broken(_plain(row[name]), width - table.indent))
+        yield from (Styled((margin + line, "bold")) for line in broken(str(row[name]), width - table.indent))
         yield from below
 
 
-def _pairs(table: Table, width: int) -> Iterator[list[Text]]:
+def _pairs(table: Table, width: int) -> Iterator[list[Styled]]:
     """Yield for each row its values after their titles, on as many lines as for the others."""
     titles = [column.title.replace("\n", " ") for column in table.columns]
     rows = [
-        [Text.assemble((title, "dim"), " " if title else "", cell) for title, cell in zip(titles, row, strict=True)]
+        [Styled((title, "dim"), " " if title else "", cell) for title, cell in zip(titles, row, strict=True)]
         for row in table.rows
     ]
     table, rest, lines = replace(table, columns=[Column()] * len(titles), rows=rows), list(range(len(titles))), []
@@ -221,7 +217,3 @@ def _pairs(table: Table, width: int) -> Iterator[list[Text]]:
 
 def _title(column: Column, *, tall: bool) -> list[str]:
     return column.title.split("\n") if tall else [column.title.replace("\n", " ")]
-
-
-def _plain(cell: Cell) -> str:
-    return cell.plain if isinstance(cell, Text) else cell

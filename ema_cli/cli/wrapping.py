@@ -2,24 +2,64 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.text import Text
+
+from ema_cli.text import regex
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 HANG = 2
 """Blanks before the continuation of a line."""
-_FIELD = re.compile(r"\s*(?:\S| (?! ))+\s*")
+_FIELD = regex(r"\s*(?:\S| (?! ))+\s*")
 """Words with one blank between them; two blanks are between the fields of a line."""
-_WORD = re.compile(r"\s*(?:--[\w-]+ (?=[^\s-]))?\S+(?: \d\S*)?(?:(?<=\d) (?:%|[kMGT]?B(?:/s)?|s)(?!\w)\S*)?\s*")
+_WORD = regex(r"\s*(?:--[\w-]+ (?=[^\s-]))?\S+(?: \d\S*)?(?:(?<=\d) (?:%|[kMGT]?B(?:/s)?|s)(?!\w)\S*)?\s*")
 """A word; a number is one with its unit and the word before it, and an option with its value."""
-_PLACES = tuple(re.compile(rf"(?<=[{marks}])(?!(?<=\d[.,])\d|[{marks}]|$)") for marks in ("./", "_:,=-"))
+_PLACES = tuple(regex(rf"(?<=[{marks}])(?!(?<=\d[.,])\d|[{marks}]|$)") for marks in ("./", "_:,=-"))
 """Where names are broken: after dots and slashes, and what is still too long after other marks; not in a number."""
+
+
+class Styled:
+    """A line of text whose pieces may have styles. Only a terminal needs the text of rich, whose import takes 10 ms."""
+
+    def __init__(self, *pieces: Styled | tuple[str, str] | str) -> None:
+        self.pieces: list[tuple[str, str]] = []
+        """Each with its style."""
+        for piece in pieces:
+            match piece:
+                case Styled():
+                    self.pieces += piece.pieces
+                case str():
+                    self.pieces.append((piece, ""))
+                case _:
+                    self.pieces.append(piece)
+
+    def __str__(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    def rstrip(self) -> Styled:
+        """Return the line without blanks at its end."""
+        pieces = list(self.pieces)
+        while pieces:
+            text, style = pieces.pop()
+            if text.rstrip():
+                return Styled(*pieces, (text.rstrip(), style))
+        return Styled()
+
+    def rich(self) -> Text:
+        """Return the text of rich."""
+        from rich.text import Text  # noqa: PLC0415 - see above
+
+        return Text.assemble(*self.pieces)
 
 
 def wrapped(text: Text, width: int) -> Iterator[Text]:
     """Yield a line of text in lines of at most ``width``; a longer word, such as a path, stays whole."""
+    from rich.text import Text  # noqa: PLC0415 - only on a terminal
+
     plain = text.plain
     indent = len(plain) - len(plain.lstrip()) + HANG
     starts, first, place, room = [], 0, 0, width

@@ -27,6 +27,7 @@ from ema_cli.naming import natural_key, report_name
 from ema_cli.records.series import Skipped
 from ema_cli.storage.locations import Location, identity_of, is_file, is_link
 from ema_cli.storage.url import Url
+from ema_cli.text import regex
 
 COPY_REASON = f"its name suggests a copy of the last checkpoint {NAME_TO_USE}"
 DANGLING = "a link to a file that is gone"
@@ -40,14 +41,14 @@ _MOST_NAMES = 2_000_000
 """Names in the folders that are listed."""
 _FOLDER_COST = 50
 """Listing a folder takes as long as so many names."""
-_UNFINISHED = re.compile(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
-_STATE = re.compile(rf"{TRAINER_STATE.pattern}|(?<!model)_state$", re.IGNORECASE)
+_UNFINISHED = regex(r"^\.|(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE)
+_STATE = regex(rf"{TRAINER_STATE.pattern}|(?<!model)_state$", re.IGNORECASE)
 """Names of folders that hold no weights: ``training_state`` of lerobot, ``recipe_state`` of torchtune."""
-_INNER = re.compile(r"global_step[0-9]+")
+_INNER = regex(r"global_step[0-9]+")
 """DeepSpeed's name for its folder, in a run and in the checkpoint of another trainer."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Budget:
     """Bounds the search of folders without checkpoints."""
 

@@ -5,7 +5,6 @@ One file of each suffix is opened, to know whether these are checkpoints or othe
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
@@ -19,9 +18,9 @@ from ema_cli.naming import natural_key
 from ema_cli.records.series import Skipped
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import is_file, open_source
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
-_SUFFIX = re.compile(r"(?:\.[A-Za-z]\w{0,11}|~)+$")
+_SUFFIX = regex(r"(?:\.[A-Za-z]\w{0,11}|~)+$")
 _MOST_KINDS = 12
 """Suffixes of which a file is opened."""
 

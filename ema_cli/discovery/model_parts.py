@@ -10,19 +10,19 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.deepspeed.rank_names import is_pipeline_layer
 from ema_cli.formats.file_names import counts_steps
-from ema_cli.formats.torch.objects import ONE_SHARD
+from ema_cli.formats.structure import ONE_SHARD
 from ema_cli.formats.torch_ranks.rank_file_names import is_rank_file
 from ema_cli.options.average import Options
+from ema_cli.record import record
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location, absolute, names_in
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
-_PART = re.compile(
+_PART = regex(
     r"(?<![a-z])(?P<word>(?:mp_|tp_|pp_|dp_|model_)?ranks?|(?:model_)?parts?|shards?|layers?|stages?|consolidated|tp|pp"
     r"|mp|s?dp)[=_.-]{0,2}(?P<number>[0-9]+)(?![0-9a-z])"
     r"|(?<![0-9])(?P<shard>[0-9]+)[-_]of[-_][0-9]+(?![0-9])|(?<![a-z])model(?P<split>[0-9]+)-mp[0-9]+(?![0-9a-z])",
@@ -49,7 +49,7 @@ _JOINED_BY = (
 """What joins the parts with such names."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Part:
     """What the parts of one checkpoint share."""
 
@@ -107,7 +107,7 @@ def _parts(path: str) -> Iterator[tuple[str, _Part]]:
         if group == "shard" and counts_steps(path[: found.start(group)]):
             continue
         word = (found["word"] or "shard").lower().rpartition("_")[2].removesuffix("s")
-        yield found[group], _Part(word, path[: found.start(group)], path[found.end(group) :])
+        yield found[group], _Part(word=word, begin=path[: found.start(group)], end=path[found.end(group) :])
 
 
 def _are_a_series(checkpoints: Sequence[Checkpoint]) -> bool:

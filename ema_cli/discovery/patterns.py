@@ -20,7 +20,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.naming import natural_key
 from ema_cli.storage.locations import Location, base_of, identity_of, is_folder, is_link, locate, names_in
 from ema_cli.storage.url import Url
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 MOST_NAMES = 2_000_000
 """Names that a pattern looks at; it takes seconds."""
@@ -28,7 +28,7 @@ _FOLDER_COST = 50
 """Opening a folder takes as long as looking at so many names."""
 _ANY_DEPTH = "**"
 """This part of a pattern matches a folder and all folders below it."""
-_MAGIC = re.compile(r"[*\[]")
+_MAGIC = regex(r"[*\[]")
 """Characters that make a URL a pattern; a question mark begins its query."""
 _ROOT_PARTS = 2
 """Parts of a URL before the first folder: the scheme, and the bucket or host."""
@@ -64,7 +64,7 @@ def matches(name: str, unreadable: list[str] | None = None) -> list[Location]:
     return sorted(dict.fromkeys(found), key=lambda match: natural_key(str(match)))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class _PatternSearch:
     """Lists the folders that one pattern needs, and counts the names in them."""
 

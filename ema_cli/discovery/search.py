@@ -14,7 +14,7 @@ from ema_cli.formats.structure import NoWeights
 from ema_cli.naming import report_name
 from ema_cli.records.series import Checkpoint, Mark, Skipped
 from ema_cli.storage.locations import Location, absolute
-from ema_cli.text import listing, plural, quoted, shortlist
+from ema_cli.text import listing, plural, quoted, regex, shortlist
 
 AVERAGES_AVERAGED = "averages-averaged"
 """Code of the warning that all inputs are outputs of this program."""
@@ -23,11 +23,11 @@ _SNAPSHOT = "a snapshot of a live EMA, and no checkpoint of the series (snapshot
 _NO_SNAPSHOT = f"no snapshot of a live EMA like the others {NAME_TO_USE}"
 _MOST_FAULTS = 10
 _MOST_NAMES = 3
-_FAULT = re.compile(r'(".*?")([ :].+)', re.DOTALL)
+_FAULT = regex(r'(".*?")([ :].+)', re.DOTALL)
 """A name in quotes, and what is wrong with it."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Search:
     """Everything found so far."""
 

@@ -23,9 +23,9 @@ from ema_cli.options.average import Options
 from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, FoundStep
 from ema_cli.storage.locations import absolute, full_name, is_folder, locate
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted, regex, shortlist
 
-_INITIAL = re.compile(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
+_INITIAL = regex(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
 """A checkpoint without a step that comes before the others; any other comes after them."""
 _MOST_SHOWN = 5
 _MOST_RUNS = 8

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from ema_cli.formats.state_dict.steps import INSIDE, may_restart
+from ema_cli.formats.state_dict.step_keys import INSIDE, may_restart
 from ema_cli.naming import name_depth, name_of
 from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, Folded, FoundStep

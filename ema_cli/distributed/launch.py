@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from ema_cli.record import record
+from ema_cli.text import regex
 
 _FIRST_PORT, _PORTS = 20_000, 10_000
 """The ports of steps of Slurm, unless MASTER_PORT is set: by the numbers of job and step."""
@@ -16,7 +16,7 @@ _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PROCESSES = Path("/proc")
 """Of Linux, see proc(5)."""
 _TORCH = b"libtorch"
-_NUMBERS = re.compile(r"\[(\d+)[^\]]*\]")
+_NUMBERS = regex(r"\[(\d+)[^\]]*\]")
 """Of nodes, as Slurm writes them: the first of them is taken."""
 
 

@@ -13,7 +13,7 @@ from ema_cli.evidence.factor_products import MeasuredPair, relative_difference
 from ema_cli.evidence.pieces import is_remote
 from ema_cli.options.average import Options
 from ema_cli.planning.lora_exact import ExactUpdates
-from ema_cli.planning.lora_pairs import FactorPair, find_pairs
+from ema_cli.planning.lora_pairs import FactorPair
 from ema_cli.planning.lora_scales import UpdateScales
 from ema_cli.planning.matching import choose_tensors
 from ema_cli.records.plan import Action, Plan
@@ -26,22 +26,24 @@ ten steps apart, after the first hundreds of steps; 0.2 to 41 % where they are 5
 _LONGEST_VALUE = 60
 
 
-def warn_of_factors(plan: Plan, options: Options, *, related: bool = True) -> Iterator[RunWarning]:
+def warn_of_factors(
+    plan: Plan, options: Options, pairs: Sequence[FactorPair], *, related: bool = True
+) -> Iterator[RunWarning]:
     """Yield warnings about the LoRA factors that a plan averages one by one.
 
     Args:
         plan: of the average.
         options: that it was made with.
+        pairs: the factors.
         related: whether the checkpoints are of one run; the average of several is not made better by exact updates.
 
     Raises:
         InputChanged: a checkpoint cannot be read.
 
     """
-    averaged = {t.name: (t.dtype, t.shape) for t in plan.tensors if t.action is Action.AVERAGED}
-    pairs = list(find_pairs(averaged))
+    averaged = {tensor.name for tensor in plan.tensors if tensor.action is Action.AVERAGED}
     used = [i for i in plan.used if any(output.weighting.weights[i] for output in plan.outputs)]
-    if not pairs or len(used) < 2:  # noqa: PLR2004 - one checkpoint is its own average
+    if len(used) < 2:  # noqa: PLR2004 - one checkpoint is its own average
         return
     scales = UpdateScales(plan.checkpoints)
     measured = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -71,7 +70,7 @@ class SampledPiece:
         return raw
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Stretch:
     """A tensor, or a rectangle of one, whose elements are stored without gaps and in the same order everywhere."""
 
@@ -130,7 +129,7 @@ def _stretches(plan: Plan, rows: Sequence[int]) -> Iterator[_Stretch]:
         itemsize = max(layout.dtype.itemsize for layout in layouts)
         for part, elements in enumerate(_dense_elements(layouts[0])):
             if elements:
-                yield _Stretch(number, part, elements, itemsize)
+                yield _Stretch(number=number, part=part, elements=elements, itemsize=itemsize)
 
 
 def _is_in_all(plan: Plan, tensor: PlannedTensor, rows: Sequence[int]) -> bool:

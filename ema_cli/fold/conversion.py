@@ -9,36 +9,61 @@ information that the second rounding needs (Boldo & Melquiond 2008, "Emulation o
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ema_cli.dtypes import DTYPES, DType, Kind
+from ema_cli.dtypes import BY_NAME, DType, Kind
 from ema_cli.fold.kernel import CODES, kernel
 
 Bytes = NDArray[np.uint8]
 Float64 = NDArray[np.float64]
 
-NUMPY_TYPES: dict[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
-    "C64": np.dtype(np.float32),
-    "F32": np.dtype(np.float32),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F16": np.dtype(np.float16),
-    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+LARGEST = {
+    "F64": sys.float_info.max,
+    "C64": (2 - 2**-23) * 2.0**127,
+    "F32": (2 - 2**-23) * 2.0**127,
+    "BF16": (2 - 2**-7) * 2.0**127,
+    "F16": 65504.0,
+    "F8_E5M2FNUZ": 57344.0,
+    "F8_E4M3FNUZ": 240.0,
+    "F8_E4M3": 448.0,
+    "F8_E5M2": 57344.0,
 }
-"""The numpy type of one component of each averaged element type."""
-LARGEST = {dtype.name: float(ml_dtypes.finfo(NUMPY_TYPES[dtype.name]).max) for dtype in DTYPES if dtype.averaged}
 """The largest finite number of each averaged element type."""
 _DIRECT = ("F64", "C64", "F32", "F16")
 _HIGHEST_BIT = 0x8000
 _LOWER_HALF = 0 if sys.byteorder == "little" else 1
+
+
+class _NumpyTypes(Mapping[str, np.dtype]):
+    def __getitem__(self, name: str) -> np.dtype:
+        return _numpy_type(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(LARGEST)
+
+    def __len__(self) -> int:
+        return len(LARGEST)
+
+
+@cache
+def _numpy_type(name: str) -> np.dtype:
+    if components(BY_NAME[name]) > 1:
+        return np.dtype(np.float32)
+    if name not in _DIRECT:
+        import ml_dtypes  # noqa: PLC0415 - a fiftieth of a short run; most types are those of numpy
+
+        found: np.dtype = np.dtype(getattr(ml_dtypes, BY_NAME[name].torch_name))
+        return found
+    return np.dtype(BY_NAME[name].torch_name)
+
+
+NUMPY_TYPES = _NumpyTypes()
+"""The numpy type of one component of each averaged element type."""
 
 
 def components(dtype: DType) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ema_cli.record import record
+from ema_cli.text import regex
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 """Suffixes of the checkpoint files that are searched for in a folder."""
@@ -13,13 +14,13 @@ NAME_A_CHECKPOINT = (
     "Hugging Face, Lightning, torch.distributed, DeepSpeed or Megatron (ema-avg help formats)"
 )
 """All that can be read, as the end of the hint of an error about another format."""
-TRAINER_STATE = re.compile(
+TRAINER_STATE = regex(
     r"optim|sched|scaler|rng_state|random_states|training_args|trainer_state|^data\.pt$", re.IGNORECASE
 )
 """Names of files beside the weights that are not weights; ``data.pt`` is the position in the data (verl)."""
-_SHARD = re.compile(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")
-_CLOCK = re.compile(r"(?:^|[^a-z])(?:(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep)[=_.-]?$", re.IGNORECASE)
-_NUMBERED = re.compile(
+_SHARD = regex(r"(.+)-([0-9]{1,6})-of-([0-9]{1,6})(?:\.[A-Za-z]\w*)?\.(safetensors|bin|pt|pth|ckpt)")
+_CLOCK = regex(r"(?:^|[^a-z])(?:(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep)[=_.-]?$", re.IGNORECASE)
+_NUMBERED = regex(
     r"(?<![a-z])(?:checkpoints?|ckpt|chkpt|(?:global_?)?steps?|iter(?:ation)?s?|updates?|epochs?|ep|ba|snapshot)"
     r"[=_.-]?[0-9]|^[0-9]+$",
     re.IGNORECASE,

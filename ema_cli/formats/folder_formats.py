@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from ema_cli.errors import InputRefused
@@ -18,13 +17,13 @@ from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.formats.torch_ranks.rank_file_names import is_torch_ranks
 from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
 Reader = Callable[[Folder, Keys, LayoutPool], Structure]
 """Reads the structure of a folder; its files stay open in it. The second argument is ``--key``."""
 _MOST_NAMES = 4
-_FSDP = re.compile(r"pytorch_model_fsdp_[0-9]+")
-_DEEPSPEED = re.compile(r"global_step[0-9]+|pytorch_model")
+_FSDP = regex(r"pytorch_model_fsdp_[0-9]+")
+_DEEPSPEED = regex(r"global_step[0-9]+|pytorch_model")
 
 
 @record

@@ -15,7 +15,7 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import NAME_A_CHECKPOINT, is_weights
 from ema_cli.formats.foreign_formats import ForeignFile
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
 _TAR_MAGIC = slice(257, 262)
 _TAR_NAME, _TAR_SIZE, _TAR_KIND = slice(0, 100), slice(124, 136), slice(156, 157)
@@ -24,8 +24,8 @@ _MOST_MEMBERS = 16
 """Members of a tar archive that are looked at; in a store each is a request."""
 _OLD_TORCH = {"sys_info", "pickle"}
 _KERAS = {"model.weights.h5", "metadata.json"}
-_EXPORTED = re.compile(r"[^/]+/archive_format")
-_PACKAGE = re.compile(r"[^/]+/\.data/extern_modules")
+_EXPORTED = regex(r"[^/]+/archive_format")
+_PACKAGE = regex(r"[^/]+/\.data/extern_modules")
 
 
 def foreign_zip(names: Collection[str]) -> InputRefused:

@@ -7,7 +7,6 @@ Sources: ``tf.train.Checkpoint`` and ``tf.saved_model``; the checkpoint format g
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NoReturn
@@ -19,8 +18,9 @@ from ema_cli.formats.foreign_formats import CONVERT_LATER, TENSORFLOW_STEP, Fore
 from ema_cli.formats.structure import Keys
 from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.text import regex
 
-_TENSORFLOW_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}")
+_TENSORFLOW_DATA = regex(r"(.+)\.data-\d{5}-of-\d{5}")
 _ORBAX = {"manifest.ocdbt", "_CHECKPOINT_METADATA", "orbax.checkpoint"}
 _MOST_INNER = 4
 """Folders inside that are listed."""

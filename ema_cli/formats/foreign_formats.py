@@ -15,20 +15,20 @@ from pathlib import PurePath
 from ema_cli.errors import InputRefused
 from ema_cli.formats.file_names import NAME_A_CHECKPOINT
 from ema_cli.record import record
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 _FETCH = "download the file again, logged in where the server asks for it"
 _ARRAYS = "from safetensors.numpy import save_file"
 _HOW = "as shown by: ema-avg help formats"
-_ONNX_FIRST = re.compile(rb"\x08[\x01-\x1f]\x12([\x01-\x7f])")
-_ONNX_GRAPH = re.compile(rb"\x08[\x01-\x1f]:[\x80-\xff]{0,8}[\x00-\x7f][\n\x12\x2a]")
-_MINDSPORE_FIRST = re.compile(rb"\n[\x04-\xff][\x80-\xff]{0,8}[\x00-\x7f]?\n([\x01-\x7f])")
-_MSGPACK_FIRST = re.compile(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:([\xa1-\xbf])|\xd9([\x01-\xff]))", re.DOTALL)
-_PAGE = re.compile(rb"(?:<\?xml[^>]*>\s*)?(?:<!--.{0,200}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.DOTALL)
-_STORE_ERROR = re.compile(r"<Code>(\w{1,60})</Code>")
-_JSON_ERROR = re.compile(r'\{\s*"(?:error|errors|message|detail)"')
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
-_TENSORFLOW_NAME = re.compile(r".\.(?:data-\d{5}-of-\d{5}|index|meta)$")
+_ONNX_FIRST = regex(rb"\x08[\x01-\x1f]\x12([\x01-\x7f])")
+_ONNX_GRAPH = regex(rb"\x08[\x01-\x1f]:[\x80-\xff]{0,8}[\x00-\x7f][\n\x12\x2a]")
+_MINDSPORE_FIRST = regex(rb"\n[\x04-\xff][\x80-\xff]{0,8}[\x00-\x7f]?\n([\x01-\x7f])")
+_MSGPACK_FIRST = regex(rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:([\xa1-\xbf])|\xd9([\x01-\xff]))", re.DOTALL)
+_PAGE = regex(rb"(?:<\?xml[^>]*>\s*)?(?:<!--.{0,200}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.DOTALL)
+_STORE_ERROR = regex(r"<Code>(\w{1,60})</Code>")
+_JSON_ERROR = regex(r'\{\s*"(?:error|errors|message|detail)"')
+_CONTROLS = regex(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
+_TENSORFLOW_NAME = regex(r".\.(?:data-\d{5}-of-\d{5}|index|meta)$")
 _LONGEST_LINE = 60
 
 

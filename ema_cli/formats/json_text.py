@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from typing import NoReturn
 
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 MOST_CONFIG_BYTES = 1 << 24
 """Of a configuration file, such as ``config.json``."""
@@ -18,9 +17,9 @@ _MOST_BYTES = 330_000_000
 _OBJECT_BYTES = 240
 _LIST_BYTES = 72
 _VALUE_BYTES = 44
-_ASTRAL = re.compile(rb"[\xf0-\xff]")
+_ASTRAL = regex(rb"[\xf0-\xff]")
 """The first byte of a character that makes every character of its string take four bytes."""
-_ASTRAL_ESCAPE = re.compile(rb"\\u[dD][89abAB]")
+_ASTRAL_ESCAPE = regex(rb"\\u[dD][89abAB]")
 
 
 class JsonError(ValueError):

@@ -12,7 +12,6 @@ References: ``megatron/training/checkpointing.py``, ``megatron/core/tensor_paral
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import replace
 
@@ -21,10 +20,10 @@ from ema_cli.formats.folder import Folder
 from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.storage.extents import LayoutPool
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted, regex, shortlist
 
-_RANK = re.compile(r"mp_rank_[0-9]{2}(?:_[0-9]{3})*")
-_ITERATION = re.compile(r"iter_([0-9]{1,18})")
+_RANK = regex(r"mp_rank_[0-9]{2}(?:_[0-9]{3})*")
+_ITERATION = regex(r"iter_([0-9]{1,18})")
 _FILES = ("model_optim_rng.pt", "model_rng.pt")
 """The second name is used with a distributed optimizer."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -16,12 +15,12 @@ from ema_cli.formats.structure import Keys, Structure, refusal_of
 from ema_cli.record import record
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 _MOST_JSON_BYTES = 1 << 25
 _MOST_JSON_ENTRIES = 500_000
 """Both are several times the largest models' need, and bound the memory of a parse to 500 MB."""
-_SIDE_FILE = re.compile(
+_SIDE_FILE = regex(
     r"(?:config|generation_config|adapter_config|model_config|preprocessor_config|processor_config"
     r"|image_processor_config|video_preprocessor_config|feature_extractor_config|scheduler_config"
     r"|special_tokens_map|added_tokens|vocab|tokenizer(?:_\w+)?|chat_template|modules|sentence_bert_config"

@@ -13,8 +13,7 @@ from ema_cli.formats.folder_formats import read_folder
 from ema_cli.formats.huggingface.model_folder import read_indexed_model
 from ema_cli.formats.huggingface.weight_names import is_index
 from ema_cli.formats.state_dict.prefixes import strip_prefixes
-from ema_cli.formats.structure import Keys, Structure, refusal_of
-from ema_cli.formats.torch.objects import ONE_SHARD
+from ema_cli.formats.structure import ONE_SHARD, Keys, Structure, refusal_of
 from ema_cli.formats.torch_ranks.rank_file_names import group_of_first, is_rank_file
 from ema_cli.record import record
 from ema_cli.records.series import Checkpoint

@@ -11,24 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 
 from ema_cli.dtypes import BY_NAME, RANK
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
-from ema_cli.formats.state_dict.steps import steps_in_texts
+from ema_cli.formats.state_dict.step_keys import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY, method_of_snapshot
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 _ALIGNMENT = 8
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_HALF_CHARACTER = regex("[\ud800-\udfff]")
 
 
 def looks_like_safetensors(head: bytes) -> bool:

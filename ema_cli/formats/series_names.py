@@ -15,23 +15,25 @@ from pathlib import PurePosixPath
 from ema_cli.formats.file_names import is_numbered
 from ema_cli.name_numbers import has_step_word, name_form
 from ema_cli.record import record
+from ema_cli.text import regex
 
 NAME_TO_USE = "(name the file to use it)"
 """What to do about a file that is skipped."""
 AVERAGE = "an average"
 _SKIPPED = {
-    AVERAGE: re.compile(
+    AVERAGE: regex(
         r"(?:^|[._-])(?:ema|swa|avg|ave|averaged?|averages|mean|soup|merged)(?![a-z_]*(?<!epoch)(?<!step)=)(?:\d|[._-]|$)",
         re.IGNORECASE,
     ),
-    "the start of a training": re.compile(r"(?:^|[._-])(?:init|initial|pre-?trained)(?:[._-]|$)", re.IGNORECASE),
-    "an unfinished save": re.compile(r"(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE),
-    "a backup": re.compile(r"(?:^|[._-])(?:backup|bak|recovery)(?:[._-]|$)", re.IGNORECASE),
+    "the start of a training": regex(r"(?:^|[._-])(?:init|initial|pre-?trained)(?:[._-]|$)", re.IGNORECASE),
+    "an unfinished save": regex(r"(?:^|[._-])(?:te?mp|partial|incomplete)(?:[._-]|$)", re.IGNORECASE),
+    "a backup": regex(r"(?:^|[._-])(?:backup|bak|recovery)(?:[._-]|$)", re.IGNORECASE),
 }
 """What is no checkpoint of the series, whatever step is inside. ``avg_loss=0.31`` is a value, and names no average."""
-_ALIAS = re.compile(r"(?:^|[._-])(?:last|latest|best|final)(?:[._-]|$)", re.IGNORECASE)
-_VERSION = re.compile(r"-v\d+$")
+_ALIAS = regex(r"(?:^|[._-])(?:last|latest|best|final)(?:[._-]|$)", re.IGNORECASE)
+_VERSION = regex(r"-v\d+$")
 """Lightning's number of a file of the same name: ``last-v1.ckpt``."""
+_FURTHER = regex(r"[._-]\D*\d.*")
 _FEWEST = 2
 """Numbered names that are a series."""
 
@@ -114,8 +116,9 @@ def _with_words(counted: list[str]) -> list[str]:
 
 def _begins_others(name: str, counted: Collection[str]) -> bool:
     """Whether several names are this one with a further number: ``mine_v2-000001`` and ``mine_v2-000002``."""
-    further = re.compile(re.escape(_stem(name)) + r"[._-]\D*\d.*")
-    return sum(further.fullmatch(_stem(other)) is not None for other in counted) >= _FEWEST
+    stem = _stem(name)
+    rests = (other[len(stem) :] for other in map(_stem, counted) if other.startswith(stem))
+    return sum(_FURTHER.fullmatch(rest) is not None for rest in rests) >= _FEWEST
 
 
 def _has_version(name: str) -> bool:

@@ -21,6 +21,13 @@ SIZE_LIMIT = 1 << 62
 """Valid sizes, strides and offsets are below this."""
 Keys = tuple[str, ...]
 """Dotted paths to the weights (``--key``), ``.`` for the top level; empty to find them."""
+ONE_SHARD = (
+    "and this file has one rank's shard of it; name the folder with the files of all ranks, or save with "
+    "torch.distributed.checkpoint"
+)
+"""Why a part of a tensor cannot be averaged."""
+QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
+"""What to do about weights that are codes."""
 _VERBS = ("cannot", "contradicts", "declares", "has", "holds", "is", "names", "refers")
 """A reason that begins with one of these continues the name of the file; any other follows a colon."""
 

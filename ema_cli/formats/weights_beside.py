@@ -6,7 +6,6 @@ names than the model: a second copy of the model, or an average of it, is no par
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -21,7 +20,7 @@ from ema_cli.formats.structure import Structure
 from ema_cli.formats.torch.zip_directory import ZipDirectory
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import Location, open_source
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted, regex, shortlist
 
 _MOST_FILES = 8
 """Files that are opened, in the folder and one level below, each."""
@@ -29,9 +28,9 @@ _MOST_FOLDERS = 16
 """Folders that are listed."""
 _OTHER_SUFFIXES = (".pkl", ".pickle", ".npz")
 """Of files that hold weights by chance: they are opened here, and not searched for elsewhere."""
-_ARRAY_OF_LAYER = re.compile(r"(?:.*[./_])?(?:weight|kernel)\.npy")
+_ARRAY_OF_LAYER = regex(r"(?:.*[./_])?(?:weight|kernel)\.npy")
 """The name in an archive of numpy of the matrix of a layer."""
-_OTHER_FORMS = re.compile(r"(?:consolidated|pytorch_model_fsdp|global_step)[_.\d]")
+_OTHER_FORMS = regex(r"(?:consolidated|pytorch_model_fsdp|global_step)[_.\d]")
 """The same model in another form: Llama's and Mistral's own, FSDP, DeepSpeed."""
 
 

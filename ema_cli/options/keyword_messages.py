@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from ema_cli.errors import EmaAvgError
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import Option, declared
+from ema_cli.text import regex
 
-_FLAG = re.compile(
+_FLAG = regex(
     r"""(?P<kept> "[^"]*" | ema-avg\ [^;]* )  # a name, a command
       | (?<![\w-]) (?P<flag> --[a-z][\w-]* | -o ) (?! [\w-] )
         (?: \ (?!--|-[a-z]\b) (?P<value> "[^"]*" | '[^']*' | \S+? (?= [,;:)]* \.? (?:\s|$) ) ) )?""",
@@ -27,7 +28,7 @@ _OF_VERIFY_AND_UPDATE_BN = (
 )
 """Options of other commands that messages name."""
 _STRING = r'"[^"]*"'
-_REPEATED = re.compile(rf"\b(?P<name>\w+)={_STRING}(?: (?P=name)={_STRING})+")
+_REPEATED = regex(rf"\b(?P<name>\w+)={_STRING}(?: (?P=name)={_STRING})+")
 
 
 @contextmanager

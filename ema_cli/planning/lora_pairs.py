@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.record import record
+from ema_cli.text import regex
 
-_FACTOR = re.compile(
+_FACTOR = regex(
     r"(?P<stem>(?:.*[._])?(?i:lora)[^.]*?)(?P<between>[._])(?P<side>A|B|a|b|down|up|linear_in|linear_out)"
     r"(?P<rest>(?:\.(?!(?i:lora))[^.]+){0,2})"
 )
@@ -71,7 +72,7 @@ def is_factor(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _match(name: str) -> re.Match[str] | None:
-    return _FACTOR.fullmatch(name) if len(name) <= _LONGEST else None
+    return _FACTOR.fullmatch(name) if len(name) <= _LONGEST and "lora" in name.lower() else None
 
 
 def _pair(found: re.Match[str], down: str, up: str, shapes: Shapes) -> FactorPair | None:

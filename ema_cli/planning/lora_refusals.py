@@ -9,10 +9,10 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.huggingface.adapter_config import AdapterConfig
 from ema_cli.planning.lora_pairs import FactorPair, is_factor
 from ema_cli.planning.matching import Chosen
-from ema_cli.text import quoted, safe_text
+from ema_cli.text import quoted, regex, safe_text
 
 OTHERWISE = "merge each checkpoint into the base model and average the models, or leave out --lora"
-_OF_AN_UPDATE = re.compile(r"[^.]*(?:lora|dora|magnitude)", re.IGNORECASE)
+_OF_AN_UPDATE = regex(r"[^.]*(?:lora|dora|magnitude)", re.IGNORECASE)
 _VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "target_parameters")
 """Settings of peft with which an update is not ``scale * B A``, or has several ranks in one tensor."""
 _HARMLESS_STARTS = ("gaussian", "eva", "orthogonal", "true", "false")

@@ -7,13 +7,11 @@ data is read; all incompatibilities of all checkpoints are reported at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ema_cli.errors import UsageError
-from ema_cli.formats.huggingface.adapter_config import ADAPTER_CONFIG
+from ema_cli.errors import RunWarning, UsageError
 from ema_cli.options.average import Options
-from ema_cli.planning.lora_config import joined_config, warn_of_scale
-from ema_cli.planning.lora_exact import ExactUpdates
 from ema_cli.planning.matching import choose_tensors, match_tensors
 from ema_cli.planning.outputs import plan_outputs
 from ema_cli.planning.refusals import refuse_quantized, refuse_unreadable
@@ -22,6 +20,7 @@ from ema_cli.planning.tensors import plan_tensors
 from ema_cli.planning.ties import DroppedTies, drop_ties
 from ema_cli.planning.unused_patterns import warn_of_unused_patterns
 from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched
+from ema_cli.records.files import SideFile
 from ema_cli.records.plan import LARGEST_RUN, ROW_ELEMENTS, Buffers, Plan, PlannedTensor
 from ema_cli.records.series import Continuation, Role, Series
 from ema_cli.text import human_bytes
@@ -29,6 +28,9 @@ from ema_cli.weights.choices import describe_choices
 from ema_cli.weights.methods import Method, Weighting
 from ema_cli.weights.solve import solve
 from ema_cli.weights.timeline import Timeline
+
+if TYPE_CHECKING:
+    from ema_cli.planning.lora_exact import ExactUpdates
 
 _BLOCK_ELEMENTS = 3 << 16
 """Large enough that the calls cost little, small enough for the caches."""
@@ -64,12 +66,13 @@ def make_plan(series: Series, options: Options) -> Plan:
     lacked = series.continuation.lacking if series.continuation else ()
     exact = None
     if options.lora == "exact":
+        from ema_cli.planning.lora_exact import ExactUpdates  # noqa: PLC0415 - few checkpoints have LoRA updates
+
         exact = ExactUpdates(checkpoints, [chosen[number] for number in layout_numbers], weightings)
     matched = match_tensors(checkpoints, layout_numbers, chosen, options, lacked, joined=exact.axes if exact else {})
     joined = exact.tensors if exact else {}
     tensors = plan_tensors(checkpoints, layout_numbers, matched, dropped.replaced_by, options, joined=joined)
-    configs = {ADAPTER_CONFIG: joined_config(exact.config, exact.updates)} if exact and exact.config else {}
-    side_files, side_file_warnings = plan_side_files(checkpoints[-1], options, configs)
+    side_files, side_file_warnings = plan_side_files(checkpoints[-1], options, _configs(exact) if exact else {})
     outputs = plan_outputs(weightings, series, tensors, options, side_files=side_files, lacking=matched.lacking)
     # A previous average may be stored in another type, which is no reason to warn.
     members = zip(series.members, layout_numbers, strict=True)
@@ -91,9 +94,23 @@ def make_plan(series: Series, options: Options) -> Plan:
             *warn_of_plan(weightings, series.timeline, tensors, [chosen[i] for i in of_checkpoints], options),
             *side_file_warnings,
             *(outputs[0].placement.warnings if outputs[0].placement else ()),
-            *(warn_of_scale(exact, side_files, folder=options.max_shard_size is not None) if exact else ()),
+            *(_warn_of_scale(exact, side_files, options) if exact else ()),
         ),
     )
+
+
+def _configs(exact: ExactUpdates) -> dict[str, bytes]:
+    """Return the configuration of joined LoRA updates by its name, if the checkpoints have one."""
+    from ema_cli.formats.huggingface.adapter_config import ADAPTER_CONFIG  # noqa: PLC0415 - as above
+    from ema_cli.planning.lora_config import joined_config  # noqa: PLC0415
+
+    return {ADAPTER_CONFIG: joined_config(exact.config, exact.updates)} if exact.config else {}
+
+
+def _warn_of_scale(exact: ExactUpdates, side_files: Sequence[SideFile], options: Options) -> Iterator[RunWarning]:
+    from ema_cli.planning.lora_config import warn_of_scale  # noqa: PLC0415 - as above
+
+    return warn_of_scale(exact, side_files, folder=options.max_shard_size is not None)
 
 
 def weigh(series: Series, options: Options) -> list[Weighting]:

@@ -20,29 +20,30 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.storage.extents import TensorLayout
+from ema_cli.text import regex
 
 Tensors = Mapping[str, TensorLayout | None]
 """Layouts by name; ``None`` for tensors of unknown types, such as four bits."""
 
-_BEHIND = re.compile(
+_BEHIND = regex(
     r"(?P<codes>.+?)(?:_scale_inv|_global_scale|_scales?(?:_\d)?|_zero_points?|_zeros|_scb"
     r"|\.(?:scales?|nested_absmax|absmax|nested_quant_map|quant_map|quant_state\..+))",
     re.IGNORECASE,
 )
 """The name of the codes plus a suffix."""
-_BESIDE = re.compile(r"(?:input_scale|output_scale|scales?|zero_point|zeros|qzeros|g_idx|SCB)")
+_BESIDE = regex(r"(?:input_scale|output_scale|scales?|zero_point|zeros|qzeros|g_idx|SCB)")
 """A tensor of the module that has the codes as its weight."""
 _WEIGHTS = ("weight", "qweight", "weight_packed")
-_PACKED = re.compile(r"(?:qweight|_packed|_blocks)$")
+_PACKED = regex(r"(?:qweight|_packed|_blocks)$")
 """Integers of any size with several codes in each."""
-_PART = re.compile(r"(?<=[a-z])\._(?=[a-z])")
+_PART = regex(r"(?<=[a-z])\._(?=[a-z])")
 """Parts of a tensor with a name of their own: ``weight._data``, ``weight._scale``."""
 _SCALES = {"scale", "scales", "wscale", "wscales", "absmax", "scb"}
 _ZEROS = {"zero", "zeros", "point", "points"}
 _OFFSETS = {*_ZEROS, "bias", "biases", "shift", "shifts", "min"}
 _DETAILS = {"inv", "max", "global", "block", "group"}
 _WORDS_OF_WEIGHTS = {"weight", "kernel", "w", "qweight", "qdata", "data", "codes", "packed", "blocks"}
-_FLOAT_CODES = re.compile(r"(?:^|_)(?:u?int\d?|qweight|qdata|codes|quantized|packed)(?:_|$)", re.IGNORECASE)
+_FLOAT_CODES = regex(r"(?:^|_)(?:u?int\d?|qweight|qdata|codes|quantized|packed)(?:_|$)", re.IGNORECASE)
 """Parts of the name of a matrix that has codes although its elements are floating-point numbers."""
 _MOST_CODES = 64
 """Of one module; real modules have one."""
@@ -51,8 +52,9 @@ _MOST_CODES = 64
 def find_codes(tensors: Tensors) -> Iterator[tuple[str, str]]:
     """Yield pairs of names, of codes and of their scale, each scale once, among all tensors of a checkpoint."""
     found = set()
-    for name in tensors:
-        codes = next((other for other in _possible_codes(name) if _may_be_codes(other, tensors)), None)
+    candidates = {name for name, layout in tensors.items() if _may_be_codes(name, layout)}
+    for name in tensors if candidates else ():
+        codes = next((other for other in _possible_codes(name) if other in candidates), None)
         if codes is not None and codes != name:
             found.add(name)
             yield codes, name
@@ -73,11 +75,8 @@ def _possible_codes(name: str) -> Iterator[str]:
         yield from (f"{module}.{weight}" if module else weight for weight in _WEIGHTS)
 
 
-def _may_be_codes(name: str, tensors: Tensors) -> bool:
-    """Whether a tensor exists and its elements can be codes: one byte each, or packed in larger integers."""
-    if name not in tensors:
-        return False
-    layout = tensors[name]
+def _may_be_codes(name: str, layout: TensorLayout | None) -> bool:
+    """Whether the elements of a tensor can be codes: one byte each, or packed in larger integers."""
     if layout is None or (layout.dtype.kind is Kind.INTEGER and _PACKED.search(name)):
         return True
     return _is_byte(layout.dtype)

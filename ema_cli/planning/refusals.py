@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ema_cli.dtypes import DType, Kind
 from ema_cli.errors import InputRefused
-from ema_cli.formats.torch.objects import QUANTIZE_LATER
+from ema_cli.formats.structure import QUANTIZE_LATER
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import wanted
 from ema_cli.planning.quantization import find_codes

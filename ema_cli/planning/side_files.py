@@ -6,7 +6,6 @@ The files are copied unchanged, with one exception: ``config.json`` gets the new
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from types import MappingProxyType
@@ -21,11 +20,11 @@ from ema_cli.records.files import FileRole, SideFile, is_weights
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.locations import Location
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import human_bytes, quoted, shortlist
+from ema_cli.text import human_bytes, quoted, regex, shortlist
 
 _LARGEST_BYTES = 1_000_000_000
 _CONFIG = "config.json"
-_DTYPE = re.compile(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
+_DTYPE = regex(r'"(torch_dtype|dtype)"\s*:\s*"([^"\\]*)"')
 """The type of the weights as transformers writes it, under the older and the newer key."""
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
 from ema_cli.formats.safetensors import build_header
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
-from ema_cli.planning.lora_exact import JoinedTensor
 from ema_cli.planning.matching import Matched, why_copied
 from ema_cli.planning.refusals import refuse_scales
 from ema_cli.records.plan import Action, PlannedTensor
 from ema_cli.records.series import Checkpoint
 from ema_cli.storage.extents import TensorLayout
+
+if TYPE_CHECKING:
+    from ema_cli.planning.lora_exact import JoinedTensor
 
 _ALPHA = "alpha of a LoRA update, which grows with the rank"
 

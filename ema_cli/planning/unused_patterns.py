@@ -10,10 +10,10 @@ from ema_cli.errors import RunWarning
 from ema_cli.naming import did_you_mean
 from ema_cli.options.average import Options
 from ema_cli.records.series import Checkpoint
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
 _MOST_WORDS = 10
-_WORDS = re.compile(r"(?:[\w-]|\\\.|\.(?![*+?{]))+")
+_WORDS = regex(r"(?:[\w-]|\\\.|\.(?![*+?{]))+")
 
 
 def warn_of_unused_patterns(checkpoints: Sequence[Checkpoint], options: Options) -> Iterator[RunWarning]:

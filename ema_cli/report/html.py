@@ -7,7 +7,6 @@ policy of the page allows this script alone, by its digest.
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -21,16 +20,16 @@ from ema_cli.report import run_tables, sections, tables
 from ema_cli.report.batch_index import BatchIndex, JobEntry
 from ema_cli.report.model import Report
 from ema_cli.report.redaction import REMOVED, redacted_index, redacted_report
-from ema_cli.text import number, plural, printable, safe_lines, safe_text, shortlist
+from ema_cli.text import number, plural, printable, regex, safe_lines, safe_text, shortlist
 
 _HERE = Path(__file__).parent
 _MOST_INPUTS = 400
 _MOST_FAILED = 20
 """Failed runs with their errors above the table of an index."""
 _MOST_ERROR_LINES = 6
-_BREAK = re.compile(r"([^\s./_:=-]{4,}[./_:=-]+(?=[^\s./_:=-]{2})|(?<=\w)[./_](?=[^\W_]{8}))")
+_BREAK = regex(r"([^\s./_:=-]{4,}[./_:=-]+(?=[^\s./_:=-]{2})|(?<=\w)[./_](?=[^\W_]{8}))")
 """Where a long name may break: after a separator, not too near to the one before unless much follows."""
-_WHOLE = re.compile(r"((?<![^\s(])(?:--?[a-z][\w-]{0,30}|ema-avg [a-z-]{1,20})(?![\w-]))")
+_WHOLE = regex(r"((?<![^\s(])(?:--?[a-z][\w-]{0,30}|ema-avg [a-z-]{1,20})(?![\w-]))")
 """What a hint must not break: an option, the name of a command."""
 _SHORTEST_BROKEN = 12
 

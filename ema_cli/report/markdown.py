@@ -7,18 +7,17 @@ no mention, no table cell, no HTML.
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterator, Sequence
 
 from ema_cli.report import movement, run_tables, tables, words
 from ema_cli.report.model import Average, Report
 from ema_cli.report.redaction import REMOVED, redacted_report
 from ema_cli.report.warning_rank import warnings_of
-from ema_cli.text import percent, safe_lines, safe_text
+from ema_cli.text import percent, regex, safe_lines, safe_text
 
 MARK = "<!-- ema-avg report -->"
 """The first line: a later run recognizes the file by it, and may replace it."""
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$:-]|(?<=www)\.)")
+_SPECIAL = regex(r"([\\`*_{}\[\]()#+!|~$:-]|(?<=www)\.)")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@&#8203;"}
 """The invisible space keeps an @ from being a mention."""
 _BAR_WIDTH = 20

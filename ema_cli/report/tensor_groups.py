@@ -11,11 +11,12 @@ from string import digits
 from ema_cli.naming import natural_key
 from ema_cli.record import record
 from ema_cli.report.model import Tensor
+from ema_cli.text import regex
 
 FEWEST, MOST = 4, 60
 """Layers of a model, whatever its names are; fewer only if it has fewer tensors."""
-_PARTS = re.compile(r"[^./]+")
-_FLAT_PARTS = re.compile(r"[^._:/-]+")
+_PARTS = regex(r"[^./]+")
+_FLAT_PARTS = regex(r"[^._:/-]+")
 """Parts of a name with neither dots nor slashes."""
 _SEPARATORS = "._:/-"
 

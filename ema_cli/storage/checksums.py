@@ -44,7 +44,7 @@ class RecordTable:
         return self._offsets, self._sizes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _ReadRanges:
     """The ranges of a record that were read, joined if they touch.
 

@@ -24,7 +24,7 @@ _SHARES = 64
 """The part of the open files that one thread borrows at a time is at most 1 / 64."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Open:
     descriptor: int
     readers: int = 0

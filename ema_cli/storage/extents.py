@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TypeVar, cast
 
 from ema_cli.dtypes import DType
+from ema_cli.record import record
 from ema_cli.storage.checksums import Record, RecordTable
 from ema_cli.storage.source import ByteSource
 
@@ -79,7 +80,7 @@ class Extent:
     """The range with a checksum that includes it, if there is one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Mosaic:
     """A tensor that consists of rectangles."""
 
@@ -88,7 +89,7 @@ class Mosaic:
     """For each rectangle the index of its first element, and its extent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Chain:
     """A tensor that consists of links: consecutive stretches of its flattened elements, each stored contiguously.
 

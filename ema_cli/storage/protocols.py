@@ -10,17 +10,17 @@ from __future__ import annotations
 import re
 
 from ema_cli.errors import UsageError
-from ema_cli.text import quoted, without_secrets
+from ema_cli.text import quoted, regex, without_secrets
 
 PROTOCOLS: tuple[str, ...] = ("file", "http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss")
 """Names of protocols, in lower case. A URL may have its protocol in capitals. Tests add one."""
 _LONGEST = 1 << 13
 """Characters of a URL; no server takes more."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SCHEME = regex(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 """A single letter is no protocol: it may be a drive."""
-_IPV6 = re.compile(r"(?:[^/@]*@)?\[[0-9A-Fa-f:.]+\](?=[:/]|$)")
+_IPV6 = regex(r"(?:[^/@]*@)?\[[0-9A-Fa-f:.]+\](?=[:/]|$)")
 """A host that may contain ``::``, and a login before it."""
-_CHAIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::.*://", re.DOTALL)
+_CHAIN = regex(r"[A-Za-z][A-Za-z0-9+.-]*::.*://", re.DOTALL)
 
 
 def split_protocol(name: str) -> tuple[str, str]:

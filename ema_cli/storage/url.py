@@ -7,16 +7,16 @@ import sys
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-from ema_cli.text import HIDDEN, without_secrets
+from ema_cli.text import HIDDEN, regex, without_secrets
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)")
+_SCHEME = regex(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)")
 _WEB = ("http", "https")
-_ENCODED = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
+_ENCODED = regex(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")
 _SLASH = "\0"
 """Stands for a slash that separates no parts: in a query, or after another slash. No address has this character."""
 _SHORTEST_SECRET = 4
 """Characters of a part of an address that may not be repeated."""
-_SIGNATURE = re.compile(r"x-(?:amz|goog)-.*|x-id|.*token|.*signature|sig|auth", re.IGNORECASE)
+_SIGNATURE = regex(r"x-(?:amz|goog)-.*|x-id|.*token|.*signature|sig|auth", re.IGNORECASE)
 """Parameters that sign a request."""
 _WITH_SIGNATURE = {
     "signature": {"expires", "key-pair-id", "policy", "awsaccesskeyid", "googleaccessid"},

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ema_cli.events import Listener, ignore
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.storage.locations import STREAMED, Location
 from ema_cli.storage.url import Url
 from ema_cli.write.file import OutputFile
-from ema_cli.write.folder import OutputFolder
 from ema_cli.write.old_folder import OldFolder
-from ema_cli.write.resumption import ResumableFile
 from ema_cli.write.small_file import SmallFile
 from ema_cli.write.target import SmallTarget, StoppableTarget, Target
+
+if TYPE_CHECKING:
+    from ema_cli.write.resumption import ResumableFile
 
 
 def make_small(path: Location) -> SmallTarget:
@@ -36,6 +38,8 @@ def make_target(output: PlannedOutput, old: OldFolder | None = None, listener: L
 
         return make_placed(output, old, listener)
     if output.folder:
+        from ema_cli.write.folder import OutputFolder  # noqa: PLC0415 - most outputs are files
+
         return OutputFolder(output, old)
     (file,) = output.files
     return OutputFile(output.path, file.header, file.data_bytes, read_back_whole=output.read_back_whole)
@@ -54,6 +58,8 @@ def make_resumable(output: PlannedOutput) -> ResumableFile:
         from ema_cli.write.placed_targets import make_resumable_placed  # noqa: PLC0415 - not the usual format
 
         return make_resumable_placed(output)
+    from ema_cli.write.resumption import ResumableFile  # noqa: PLC0415 - with --resume alone
+
     (file,) = output.files
     return ResumableFile(output.local, file.header, file.data_bytes, read_back_whole=output.read_back_whole)
 

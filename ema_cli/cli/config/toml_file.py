@@ -7,7 +7,6 @@ refused. Numbers, nesting and the number of keys are cheap within a megabyte.
 from __future__ import annotations
 
 import os
-import re
 import select
 import stat
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from ema_cli.errors import UsageError
 from ema_cli.storage.nearest_path import nearest_paths
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 MOST_BYTES = 1_000_000
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -26,7 +25,7 @@ PIPE_SECONDS = 10.0
 """How long a pipe, such as ``<(jq ...)``, may take to deliver its text."""
 _MOST_PARTS = 30
 _PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')"""
-_LONG_KEY = re.compile(rf"(?<![\w\\-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS}}}")
+_LONG_KEY = regex(rf"(?<![\w\\-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{{_MOST_PARTS}}}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from rich.text import Text
-
 from ema_cli.batch.run_batch import BatchEvent, JobEnded, JobResult, JobStarted, JobWorking, Status
 from ema_cli.cli.console import Console, clean
 from ema_cli.cli.table import Cell, Column, Table, numbers, whole_name
 from ema_cli.cli.views.progress import HEARTBEAT_SECONDS, describe_progress
+from ema_cli.cli.wrapping import Styled
 from ema_cli.events import Event, Planned
 from ema_cli.report import words
 from ema_cli.report.batch_index import BatchIndex, JobEntry, JobError
@@ -150,7 +149,7 @@ def _table(entries: Sequence[JobEntry]) -> Table:
 def _cells(entry: JobEntry) -> Iterator[Cell]:
     """Yield run, result, checkpoints, seconds, and the error."""
     yield whole_name(entry.run)
-    yield Text(_VERBS[entry.status], style=_COLORS.get(entry.status, ""))
+    yield Styled((_VERBS[entry.status], _COLORS.get(entry.status, "")))
     yield f"{entry.checkpoints:,}" if entry.checkpoints else ""
     yield f"{entry.seconds:,.2f}"
     yield clean(" ".join(entry.error.message.split())) if entry.error else ""

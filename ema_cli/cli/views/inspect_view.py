@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import PurePath
 
-from rich.text import Text
-
 from ema_cli.cli.console import Console
 from ema_cli.cli.table import Column, Table, whole_name
+from ema_cli.cli.wrapping import Styled
 from ema_cli.dtypes import DType
 from ema_cli.records.series import Checkpoint, Mark
 from ema_cli.report import words
@@ -27,7 +26,7 @@ _BY_MARK = {
 def show_checkpoint(checkpoint: Checkpoint, console: Console) -> None:
     """Show on stdout the path and format of a checkpoint, a table of facts, and with ``-v`` every tensor."""
     size = human_bytes(checkpoint.index.size())
-    console.result(Text.assemble((whole_name(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
+    console.result(Styled((whole_name(str(checkpoint.path)), "bold"), f"  {checkpoint.format}, {size}"))
     most = _ALL_NAMES if console.style.verbose else _MOST_NAMES
     facts = [(label, value) for label, value in _facts(checkpoint, most) if value]
     console.result(Table(columns=[Column(), Column(name=True)], rows=facts, indent=2))

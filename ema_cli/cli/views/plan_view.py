@@ -6,9 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from rich.text import Text
-
 from ema_cli.cli.table import Cell, Column, Table, numbers, whole_name
+from ema_cli.cli.wrapping import Styled
 from ema_cli.options.average import Options
 from ema_cli.records.plan import Action, Plan, PlannedOutput
 from ema_cli.records.series import Checkpoint, OrderedCheckpoint, Role, Skipped
@@ -211,7 +210,7 @@ def _shares_with_effect(plan: Plan) -> Iterator[list[Cell]]:
     scales = diagnose_output(plan.series, output).implied_lr
     for position, (origin, share) in enumerate(zip(origins, output.weighting.weights, strict=True)):
         scale = "" if continued else number(scales[position])
-        bar = Text("█" * round(_BAR_WIDTH * share / largest), style="cyan")
+        bar = Styled(("█" * round(_BAR_WIDTH * share / largest), "cyan"))
         yield [origin if differ else "", percent(share), scale, bar]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from ema_cli.formats.folder import Folder
+from ema_cli.text import regex
 
 METADATA = ".metadata"
 _DATA_SUFFIX = ".distcp"
-_SHARD_OF_A_RANK = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
+_SHARD_OF_A_RANK = regex(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 
 
 def is_dcp(folder: Folder) -> bool:

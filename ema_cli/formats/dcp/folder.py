@@ -27,16 +27,18 @@ from ema_cli.formats.inert_pickle.values import Inert
 from ema_cli.formats.members import find_side_files
 from ema_cli.formats.state_dict.flat_parameters import warn_of_flat
 from ema_cli.formats.state_dict.leaves_among import warn_of_leaves
-from ema_cli.formats.state_dict.steps import INSIDE, KEYS, read_steps
+from ema_cli.formats.state_dict.step_keys import INSIDE, KEYS
+from ema_cli.formats.state_dict.steps import read_steps
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.formats.weights_beside import add_weights_beside
 from ema_cli.record import record
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.extents import LayoutPool
+from ema_cli.text import regex
 
-_RANK_METADATA = re.compile(r"__\d+\.metadata")
+_RANK_METADATA = regex(r"__\d+\.metadata")
 _LARGEST_METADATA = 1 << 27
-_SAVE_NAMES = re.compile(rb"checkpoint_id.{1,4096}?save_id.{1,8}?[0-9a-f-]{36}", re.DOTALL)
+_SAVE_NAMES = regex(rb"checkpoint_id.{1,4096}?save_id.{1,8}?[0-9a-f-]{36}", re.DOTALL)
 """The fields of ``StorageMeta`` in ``torch/distributed/checkpoint/metadata.py``: folder and random id of a save."""
 _FRAME = pickle.FRAME
 _FRAME_HEADER_BYTES = 9

@@ -15,7 +15,7 @@ from ema_cli.errors import InputRefused, RunWarning
 from ema_cli.formats.dcp.saved_items import ByteRange, SavedItems, SavedTensor, TreePath
 from ema_cli.formats.state_dict.find_weights import find_state_dict
 from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE
-from ema_cli.formats.state_dict.steps import KEYS
+from ema_cli.formats.state_dict.step_keys import KEYS
 from ema_cli.formats.state_dict.tree import follow
 from ema_cli.formats.structure import MOST_TENSORS, Keys
 from ema_cli.formats.torch.objects import TensorRef

@@ -15,14 +15,14 @@ from ema_cli.errors import InputRefused
 from ema_cli.formats.folder import Folder
 from ema_cli.name_numbers import MOST_DIGITS
 from ema_cli.record import record
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted, regex, shortlist
 
-_MODEL_STATES = re.compile(r"(?:zero_pp_rank_(?P<rank>[0-9]+)_)?mp_rank_(?P<model>[0-9]+(?:_[0-9]+)*)_model_states\.pt")
-_OPTIMIZER_STATES = re.compile(
+_MODEL_STATES = regex(r"(?:zero_pp_rank_(?P<rank>[0-9]+)_)?mp_rank_(?P<model>[0-9]+(?:_[0-9]+)*)_model_states\.pt")
+_OPTIMIZER_STATES = regex(
     r"(?:(?:bf16|fp16)_)?zero_pp_rank_(?P<rank>[0-9]+)_mp_rank_(?P<model>[0-9]+(?:_[0-9]+)*)_optim_states\.pt"
 )
-_STAGES = re.compile(r"layer_[0-9]+-model_(?:[0-9]+-model_)?states\.pt")
-_EXPERTS = re.compile(r"(?:layer_[0-9]+_)?expert_[0-9]+_mp_rank_[0-9]+_model_states\.pt")
+_STAGES = regex(r"layer_[0-9]+-model_(?:[0-9]+-model_)?states\.pt")
+_EXPERTS = regex(r"(?:layer_[0-9]+_)?expert_[0-9]+_mp_rank_[0-9]+_model_states\.pt")
 
 
 def is_deepspeed_folder(folder: Folder) -> bool:

@@ -7,7 +7,6 @@ AutoAWQ, TensorRT Model Optimizer.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn
@@ -28,13 +27,13 @@ from ema_cli.formats.members import read_only_member
 from ema_cli.formats.structure import Keys, Structure
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.locations import literal, open_source
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
 _CONFIG = "config.json"
 _QUANTIZATION = "quantization_config"
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _PIPELINE_INDEX = "model_index.json"
-_COMPONENT = re.compile(r"(?:unet|transformer|vae|text_encoder|controlnet|prior|image_encoder)(?:_(?:ema|lora|[0-9]))?")
+_COMPONENT = regex(r"(?:unet|transformer|vae|text_encoder|controlnet|prior|image_encoder)(?:_(?:ema|lora|[0-9]))?")
 
 
 def is_model_folder(folder: Folder) -> bool:

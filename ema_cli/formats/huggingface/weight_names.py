@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from ema_cli.formats.file_names import TRAINER_STATE, is_numbered, is_weights, parse_shard_name
 from ema_cli.formats.structure import SeveralModels
 from ema_cli.record import record
-from ema_cli.text import quoted, shortlist
+from ema_cli.text import quoted, regex, shortlist
 
 _MODEL = {
     "model": "model",
@@ -25,9 +25,9 @@ _MODEL = {
     "diffusion_pytorch_model": "diffusion_pytorch_model",
 }
 """The model that a name of weights means; two names of one model are two copies of it."""
-_SINGLE = re.compile(r"(.+?)(?:\.([A-Za-z]\w*))?\.(safetensors|bin)")
-_INDEX = re.compile(r"(.+)\.(safetensors|bin)\.index(?:\.([A-Za-z]\w*))?\.json")
-_FURTHER = re.compile(r"(?:pytorch_)?model(?:_fsdp)?_[0-9]+\.(?:safetensors|bin)")
+_SINGLE = regex(r"(.+?)(?:\.([A-Za-z]\w*))?\.(safetensors|bin)")
+_INDEX = regex(r"(.+)\.(safetensors|bin)\.index(?:\.([A-Za-z]\w*))?\.json")
+_FURTHER = regex(r"(?:pytorch_)?model(?:_fsdp)?_[0-9]+\.(?:safetensors|bin)")
 """The second and further models of one training, as accelerate names them."""
 _CONFIGURATION = ("config.json", "adapter_config.json", "trainer_state.json")
 

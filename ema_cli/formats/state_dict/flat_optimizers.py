@@ -12,9 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from ema_cli.formats.state_dict.trainer_layouts import OF_OPTIMIZERS, is_training_state
-from ema_cli.formats.state_dict.tree import Tensor
-from ema_cli.formats.torch.objects import TensorRef
+from ema_cli.formats.state_dict.training_names import OF_OPTIMIZERS, is_training_state
 
 Shapes = Mapping[str, tuple[int, ...] | None]
 """By name; ``None`` if it is unknown."""
@@ -44,15 +42,9 @@ def find_flat_optimizers(shapes: Shapes) -> dict[str, list[str]]:
     return {prefix: groups[prefix] for prefix in found} if found and _trained(shapes.keys() - taken, shapes) else {}
 
 
-def repeat_names(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+def repeat_names(shapes: Shapes, weights: Shapes) -> bool:
     """Whether each tensor of a part has the name and the shape of a weight, with more parts around it."""
-    shapes, others = ({name: shape_of(one) for name, one in group.items()} for group in (tensors, weights))
-    return _repeat("", list(shapes), shapes, _weights(others))
-
-
-def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """Return the shape of a tensor; ``None`` if it is not plain."""
-    return tensor.shape if isinstance(tensor, TensorRef) else None
+    return _repeat("", list(shapes), shapes, _weights(weights))
 
 
 def _prefix(name: str) -> str:

@@ -6,12 +6,11 @@ running model. Source: ``torch/distributed/fsdp/_flat_param.py``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from ema_cli.text import plural, quoted, shortlist
+from ema_cli.text import plural, quoted, regex, shortlist
 
-_FLAT = re.compile(r"(?:^|\.)_?flat_param(?:_\d+)?$")
+_FLAT = regex(r"(?:^|\.)_?flat_param(?:_\d+)?$")
 AS_SHARDS = "save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT (accelerate: --fsdp_state_dict_type)"
 
 

@@ -11,7 +11,8 @@ from ema_cli.formats.state_dict.trainer_averages import wrapped_counter
 from ema_cli.formats.state_dict.trainer_layouts import is_parameter, may_be_weights
 from ema_cli.formats.state_dict.tree import MOST_ENTRIES, Tensor, is_module, join, leaves, named, parts, spelled
 from ema_cli.formats.state_dict.unnamed_parts import Unnamed, unnamed_at, unnamed_below
-from ema_cli.formats.torch.objects import QUANTIZE_LATER, UnsupportedTensor
+from ema_cli.formats.structure import QUANTIZE_LATER
+from ema_cli.formats.torch.objects import UnsupportedTensor
 from ema_cli.record import record
 from ema_cli.text import quoted
 

@@ -16,7 +16,8 @@ from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
 from ema_cli.formats.state_dict.missing_weights import only_arrays
 from ema_cli.formats.state_dict.name_copies import names_of_weights
 from ema_cli.formats.state_dict.trainer_averages import key_flag
-from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state, is_training_state
+from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state
+from ema_cli.formats.state_dict.training_names import is_training_state
 from ema_cli.formats.state_dict.tree import Tensor, follow, join, named, numbered
 from ema_cli.formats.structure import Keys
 from ema_cli.naming import did_you_mean

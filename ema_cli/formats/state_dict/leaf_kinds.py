@@ -8,19 +8,20 @@ from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.tree import Tensor
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
+from ema_cli.text import regex
 
 EXTRA_STATE = "_extra_state"
 """The name under which ``nn.Module.get_extra_state`` is stored; Transformer Engine keeps its FP8 scales there."""
 _ARRAYS = ("_reconstruct", "_frombuffer")
 """The functions that rebuild a numpy array: protocols up to 4, and 5."""
-_TRAINED_NUMBERS = re.compile(
+_TRAINED_NUMBERS = regex(
     r"(?:^|[_.])(?:logit_(?:scale|bias)|log_(?:alpha|std|sigma|vars?|temperature|temp|ent_coef))$", re.IGNORECASE
 )
 """Single numbers that are trained: of CLIP and SigLIP, of SAC and other policies, of weighted losses."""
 _DEEPEST_LIST = 3
 _MOST_ENTRIES = 100
 """Entries of a list that are examined."""
-_RESULTS = re.compile(r"loss|err|cost", re.IGNORECASE)
+_RESULTS = regex(r"loss|err|cost", re.IGNORECASE)
 """Names of results, which some trainers save without detaching them."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import RunWarning
 from ema_cli.formats.state_dict.leaf_kinds import EXTRA_STATE, is_list_of_numbers, is_number, is_numpy_array
-from ema_cli.formats.state_dict.trainer_layouts import is_record
+from ema_cli.formats.state_dict.training_names import is_record
 from ema_cli.text import plural, quoted, shortlist
 
 Leaves = Sequence[tuple[str, object]]

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers, shape_of
+from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
 from ema_cli.formats.state_dict.leaf_kinds import is_trained
 from ema_cli.formats.state_dict.trainer_averages import is_average
-from ema_cli.formats.state_dict.trainer_layouts import is_training_state
-from ema_cli.formats.state_dict.tree import Repeated, Tensor, named
+from ema_cli.formats.state_dict.training_names import is_training_state
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, named, shapes_of
 from ema_cli.formats.torch.objects import TensorRef
 
 _MOST_GROUPS = 256
@@ -53,7 +53,7 @@ def nested_copies(root: dict[object, object]) -> dict[object, object]:
 
 def _with_nested_optimizers(root: dict[object, object]) -> dict[object, object]:
     """Return a mapping in which flat names of optimizer state are below its prefix."""
-    shapes = {name: shape_of(leaf) for name, leaf in named(root).items() if isinstance(leaf, Tensor)}
+    shapes = shapes_of({name: leaf for name, leaf in named(root).items() if isinstance(leaf, Tensor)})
     found = {prefix: names for prefix, names in find_flat_optimizers(shapes).items() if prefix not in root}
     taken = {name for names in found.values() for name in names}
     others = {name: value for name, value in root.items() if name not in taken}

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ema_cli.errors import UsageError
 from ema_cli.record import record
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 T = TypeVar("T")
 _PARALLEL = "module."
@@ -17,7 +17,7 @@ _PARALLEL = "module."
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 """torch.compile, FSDP, activation checkpointing, and Lightning's strategies; no model uses these names itself."""
 
-_WRAPPER_PARTS = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _WRAPPERS))})")
+_WRAPPER_PARTS = regex(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _WRAPPERS))})")
 
 
 @record

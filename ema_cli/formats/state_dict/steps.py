@@ -7,66 +7,28 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
 from ema_cli.formats.inert_pickle.values import Global, Inert
+from ema_cli.formats.state_dict.step_keys import EPOCH_KEYS, INSIDE, STEP_KEYS, whole_number
 from ema_cli.formats.state_dict.tree import follow, is_module, join, parts
 from ema_cli.formats.torch.objects import TensorRef
-from ema_cli.name_numbers import MOST_DIGITS, STEP_LIMIT
 from ema_cli.records.series import FoundStep
 from ema_cli.storage.source import ByteSource
-from ema_cli.text import quoted
+from ema_cli.text import quoted, regex
 
 if TYPE_CHECKING:
     from ema_cli.formats.torch.tensor_locations import FindStorage
 
-_STEP_KEYS = (
-    "ema_avg.step",  # a snapshot of a live EMA
-    "global_step",
-    "global_steps",
-    "step",
-    "iteration",
-    "num_updates",
-    "iter",
-    "train_state.step",
-    "updates",
-    "optimizer_history.num_updates",
-    "step_count",  # litgpt, where iter_num counts the parts of a step
-    "iter_num",  # nanoGPT
-    "batch_idx_train",  # icefall
-    "steps_run",  # torchtune
-    "steps",
-    "iterations",
-    "current_iter",
-    "current_step",
-    "meta.iter",  # mmengine
-    "optim.training_step",  # OpenNMT
-    "state.timestamp.Timestamp.batch",  # Composer
-    "state.timestamp.batch",
-)
-_EPOCH_KEYS = (
-    "epoch",
-    "extra_state.train_iterator.epoch",  # fairseq
-    "cur_epoch",
-    "current_epoch",
-    "epochs_run",
-    "meta.epoch",
-    "state.timestamp.Timestamp.epoch",
-    "state.timestamp.epoch",
-)
-KEYS = (*_STEP_KEYS, *_EPOCH_KEYS)
-"""Keys of a position in training, best first."""
-_RESTARTING = frozenset({"step", "steps", "iteration", "iterations", "iter", "current_iter", "current_step"})
-"""Last parts of keys under which some trainers count from the beginning of the epoch."""
 _NESTED = {
     "step": ("global_step", "global_steps", "num_updates", "step", "iteration", "iter", "iter_num", "current_iter"),
     "epoch": ("epoch", "cur_epoch", "current_epoch"),
 }
 """Keys of a position in a dictionary of the trainer's own, such as ``progress.step``, by unit."""
-_NO_PROGRESS = re.compile(
+_NO_PROGRESS = regex(
     r"optim|sched|scaler|conf|cfg|arg|param|hyper|model|net|weight|state_dict|ema|module|loader|sampl|data|rng|callback"
     r"|loop|best|eval|val|test|early|loss|metric|^opt$|^lr",
     re.IGNORECASE,
@@ -80,8 +42,6 @@ _KINDS = {
     **dict.fromkeys(("uint8", "uint16", "uint32", "uint64"), "u"),
     **dict.fromkeys(("float16", "float32", "float64"), "f"),
 }
-INSIDE = "inside: "
-"""The source of a step inside a file begins with it, followed by its key."""
 
 
 def read_steps(root: object, source: ByteSource, find_storage: FindStorage) -> Iterator[FoundStep]:
@@ -93,24 +53,9 @@ def read_steps(root: object, source: ByteSource, find_storage: FindStorage) -> I
         InputRefused: a tensor that should hold a step exceeds its storage.
 
     """
-    for unit, keys in (("step", _STEP_KEYS), ("epoch", _EPOCH_KEYS)):
+    for unit, keys in (("step", STEP_KEYS), ("epoch", EPOCH_KEYS)):
         known = list(_steps_at(keys, unit, root, source, find_storage))
         yield from known or _steps_at(_nested_keys(root, unit), unit, root, source, find_storage)
-
-
-def steps_in_texts(metadata: Mapping[str, str]) -> Iterator[FoundStep]:
-    """Yield the steps in the metadata of a file, which are texts, best first."""
-    for unit, keys in (("step", (*_STEP_KEYS, "ss_steps")), ("epoch", (*_EPOCH_KEYS, "ss_epoch"))):  # ss_: kohya
-        for key in keys:
-            number = _number(metadata.get(key))
-            if number is not None:
-                yield FoundStep(value=number, unit=unit, source=f"{INSIDE}{key}")
-
-
-def may_restart(step: FoundStep) -> bool:
-    """Whether some trainers count the number under this key from the beginning of every epoch."""
-    key = step.source.removeprefix(INSIDE)
-    return key in _RESTARTING or (key not in KEYS and key.rpartition(".")[2] in _RESTARTING)
 
 
 def _steps_at(
@@ -149,18 +94,14 @@ def _value(root: object, key: str) -> object:
 
 
 def _number(value: object) -> int | None:
-    """Return a whole number that is valid as a step: of Python, of numpy, or in decimal digits.
+    """Return a whole number that is valid as a step, also of numpy.
 
     numpy pickles its numbers as ``numpy.core.multiarray.scalar(dtype, bytes)``.
     """
     match value:
         case Inert(kind=Global(name="scalar"), args=(Inert(kind=Global(name="dtype")) as dtype, raw)):
             value = _numpy_number(dtype, raw)
-        case str() if value.isdecimal() and len(value) <= MOST_DIGITS:
-            value = int(value)
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and 0 <= value < STEP_LIMIT else None  # negative ones mark stripped files
+    return whole_number(value)
 
 
 def _numpy_number(dtype: Inert, raw: object) -> int | float | None:

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Collection, Sequence
 
-from ema_cli.text import quoted, safe_text, shortlist
+from ema_cli.text import quoted, regex, safe_text, shortlist
 
 RAW_BESIDE_AVERAGE = "current_model_state"
 """Lightning's ``WeightAveraging`` puts the raw weights here, and its average in their usual place."""
@@ -23,11 +23,11 @@ SWAPPED = "ema_state_dict"
 COUNTERS = ("n_averaged", "steps")
 """Counters beside the averaged ``module``: of torch's ``AveragedModel`` and of mmengine's."""
 AVERAGED_MODEL_NOTE = "the weights are those of torch's AveragedModel: this averages averages"
-_AVERAGES = re.compile(
+_AVERAGES = regex(
     r"(?:^|[_.])(?:ema|swa|averaged?)(?:[_.]|$)|^avg_|_avg$",
     re.IGNORECASE,
 )
-_COPIES = re.compile(
+_COPIES = regex(
     r"teacher|target|best|momentum|master|shadow|average|polyak|backup|initial|pretrained|frozen|original|previous"
     r"|reference|anchor|lookahead|(?<![a-z])(?:avg|copy|fp32|init|k|key|mean|old|prev|ref|slow|tgt)(?![a-z])",
     re.IGNORECASE,

@@ -5,12 +5,12 @@ Sources: ``deepspeed/runtime/engine.py``, ``deepspeed/utils/zero_to_fp32.py``, `
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from itertools import islice
 
 from ema_cli.dtypes import BY_TORCH_NAME, Kind
 from ema_cli.errors import InputRefused
+from ema_cli.formats.state_dict.training_names import OF_OPTIMIZERS, is_training_state
 from ema_cli.formats.state_dict.tree import Repeated, Tensor, follow, named, parts
 from ema_cli.formats.structure import MOST_DIMENSIONS
 from ema_cli.formats.torch.objects import TensorRef
@@ -28,25 +28,6 @@ USUAL_NAMES = (
     "model_state",
 )
 """Names of the weights, the most usual first."""
-_TRAINING_STATE = re.compile(
-    r"optimi[sz]er|(?:optims?|schedulers?)(?!(?-i:[a-z]))|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
-    re.IGNORECASE,
-)
-_RECORDS = re.compile(
-    r"(?:^|[_.])(?:loss(?:es)?|criteri(?:on|a)|metrics?|fitness|history|hyper_?parameters|hparams|args|cfg|config|sampler"
-    r"|scores?)(?:_(?:fn|state|state_dict)|[_.]?[0-9]+)?$",
-    re.IGNORECASE,
-)
-"""Names of what a trainer notes down: no part of the model even if it has tensors."""
-_WITHOUT_MATRICES = re.compile(r"scheduler|scaler|criteri(?:on|a)|loss(?:es)?_fn", re.IGNORECASE)
-"""Names of parts that have matrices only if these are trained. Metrics and loops have matrices of their own."""
-OF_OPTIMIZERS = frozenset(
-    {
-        *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "exp_inf"),
-        *("momentum_buffer", "square_avg", "acc_delta"),
-    }
-)
-"""Names in the state of an optimizer, for each parameter; see ``torch/optim``."""
 _MOST_MOMENTS = 8
 """Names that are examined for them."""
 _WHOLE = "module."
@@ -56,29 +37,14 @@ _WHOLE = "module."
 def is_parameter(name: str, value: object) -> bool:
     """Whether a tensor beside a model could be a part of it: not a counter, a loss or a random state."""
     scalar = isinstance(value, TensorRef) and value.shape == ()
-    return not scalar and not _TRAINING_STATE.search(name)
+    return not scalar and not is_training_state(name)
 
 
 def may_be_weights(name: str, value: object) -> bool:
     """Whether a part of a checkpoint may be weights: not state of the training, and not only counters."""
     if isinstance(value, Tensor | Repeated):
         return isinstance(value, Tensor)
-    return not (_TRAINING_STATE.search(name) or _only_counts(value) or is_optimizer_state(value))
-
-
-def is_training_state(name: str) -> bool:
-    """Whether a part of a checkpoint is state of the training, judged by its name."""
-    return _TRAINING_STATE.search(name) is not None
-
-
-def is_record(name: str) -> bool:
-    """Whether a part of a checkpoint is a loss, a metric or a setting, judged by its name."""
-    return _RECORDS.search(name) is not None
-
-
-def has_no_matrices(name: str) -> bool:
-    """Whether matrices in a part of this name must be trained, although the name says state of the training."""
-    return _WITHOUT_MATRICES.search(name) is not None
+    return not (is_training_state(name) or _only_counts(value) or is_optimizer_state(value))
 
 
 def is_optimizer_state(value: object) -> bool:

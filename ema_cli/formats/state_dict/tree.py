@@ -30,6 +30,11 @@ _MOST_TEXT = 1 << 26
 """Bytes of all names of one walk together."""
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...] | None]:
+    """Return the shapes of tensors by name; ``None`` for one that is not plain."""
+    return {name: tensor.shape if isinstance(tensor, TensorRef) else None for name, tensor in tensors.items()}
+
+
 def is_module(node: object) -> bool:
     """Whether ``node`` is a pickled ``nn.Module``."""
     return isinstance(node, Inert) and isinstance(node.state, dict) and "_parameters" in node.state

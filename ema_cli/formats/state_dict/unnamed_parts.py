@@ -12,7 +12,8 @@ from itertools import islice
 from ema_cli.errors import RunWarning
 from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
 from ema_cli.formats.state_dict.leaves_among import WEIGHTS_DROPPED
-from ema_cli.formats.state_dict.trainer_layouts import is_record, may_be_weights
+from ema_cli.formats.state_dict.trainer_layouts import may_be_weights
+from ema_cli.formats.state_dict.training_names import is_record
 from ema_cli.formats.state_dict.tree import MOST_DEPTH, Tensor, join, named, numbered, parts, unnamed
 from ema_cli.text import plural, quoted, shortlist
 

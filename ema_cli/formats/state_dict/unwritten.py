@@ -30,14 +30,9 @@ from ema_cli.formats.state_dict.trainer_averages import (
     warn_of_average,
     warn_of_swap,
 )
-from ema_cli.formats.state_dict.trainer_layouts import (
-    has_no_matrices,
-    is_optimizer_state,
-    is_record,
-    is_training_state,
-    may_be_weights,
-)
-from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered, unnamed
+from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state, may_be_weights
+from ema_cli.formats.state_dict.training_names import has_no_matrices, is_record, is_training_state
+from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered, shapes_of, unnamed
 from ema_cli.formats.state_dict.unnamed_parts import unnamed_below, warn_of_unnamed
 from ema_cli.formats.torch.objects import TensorRef
 from ema_cli.record import record
@@ -134,7 +129,7 @@ class _Beside:
         if not (self.tensors and self.may_be_trained):
             return False
         may_be_state = self.is_state_by_name and not has_no_matrices(self.name)
-        return not (may_be_state and repeat_names(self.tensors, weights))
+        return not (may_be_state and repeat_names(shapes_of(self.tensors), shapes_of(weights)))
 
     def repeats(self, weights: dict[str, Tensor]) -> bool:
         """Whether these are another copy of the weights, such as the best ones so far or those of a teacher.

@@ -14,17 +14,11 @@ from typing import TypeGuard
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.formats.inert_pickle.values import Global, Inert, PickleError
-from ema_cli.formats.structure import MOST_DIMENSIONS
+from ema_cli.formats.structure import MOST_DIMENSIONS, ONE_SHARD, QUANTIZE_LATER
 from ema_cli.formats.torch.storages import StorageRef, storage_dtype_name
 from ema_cli.record import record
 from ema_cli.text import safe_text
 
-ONE_SHARD = (
-    "and this file has one rank's shard of it; name the folder with the files of all ranks, or save with "
-    "torch.distributed.checkpoint"
-)
-"""Why a part of a tensor cannot be averaged."""
-QUANTIZE_LATER = "average the training checkpoints, then quantize the average"
 _QUANTIZED = f"and its codes cannot be averaged; {QUANTIZE_LATER}"
 _SPARSE = "which has no plain data; save it with .to_dense()"
 _NESTED = "which has no plain data; save its parts, tensor.unbind(), under names of their own"

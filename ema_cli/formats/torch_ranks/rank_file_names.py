@@ -13,12 +13,13 @@ from collections.abc import Iterable
 
 from ema_cli.formats.file_names import is_weights, skeleton
 from ema_cli.formats.folder import Folder
+from ema_cli.text import regex
 
-_RANK = re.compile(
+_RANK = regex(
     r"(?<![a-z])(?<!mp_)(?<!tp_)(?<!pp_)(?<!lora_)(?P<word>rank[_=.-]?)(?P<number>[0-9]{1,6})(?![0-9a-z])",
     re.IGNORECASE,
 )
-_BESIDE = re.compile(r"(?<![a-z])extra_state(?![a-z])", re.IGNORECASE)
+_BESIDE = regex(r"(?<![a-z])extra_state(?![a-z])", re.IGNORECASE)
 """In the name of a file of a rank that holds no weights: random states and the like of verl."""
 _FEWEST = 2
 
@@ -31,7 +32,7 @@ def is_torch_ranks(folder: Folder) -> bool:
 
 def is_rank_file(name: str) -> bool:
     """Whether a file is called like that of a rank."""
-    return _RANK.search(name) is not None
+    return _rank_in(name) is not None
 
 
 def group_of_first(folder: Folder, name: str) -> dict[int, str]:
@@ -52,11 +53,15 @@ def rank_groups(names: Iterable[str]) -> dict[str, dict[int, str]]:
     """Return the names of files of ranks with weights: by the name without the number of the rank, then by rank."""
     groups: dict[str, dict[int, str]] = {}
     for name in names:
-        found = _RANK.search(name)
+        found = _rank_in(name)
         if found is not None and is_weights(name) and not _BESIDE.search(name):
             form = f"{name[: found.start('number')]}*{name[found.end('number') :]}"
             groups.setdefault(form, {}).setdefault(int(found["number"]), name)
     return groups
+
+
+def _rank_in(name: str) -> re.Match[str] | None:
+    return _RANK.search(name) if "rank" in name.lower() else None
 
 
 def _are_all(group: dict[int, str]) -> bool:

@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 import ema_cli
 from ema_cli.errors import UsageError
 from ema_cli.naming import did_you_mean
-from ema_cli.text import quoted, safe_text
+from ema_cli.text import quoted, regex, safe_text
 
 _NOT_TO_BLAME = (Path(ema_cli.__file__).parent, Path(torch.__file__).parent)
 _LIBRARIES = tuple({Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 _LONGEST_REASON = 400
-_IN_A_WORKER = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
+_IN_A_WORKER = regex(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
 
 
 def make_model(spec: str) -> nn.Module:
