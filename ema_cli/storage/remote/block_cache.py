@@ -28,8 +28,16 @@ class BlockCache:
         self._fetch = fetch
         self._size = size
         self._number = next(_NUMBERS)
-        if first and len(first) == self._end(0):
-            self._add(0, first)
+        begin = 0
+        while begin < len(first) and self._end(begin) <= len(first):
+            self._add(begin, first[begin : self._end(begin)])
+            begin = self._end(begin)
+
+    def has(self, begin: int, end: int) -> bool:
+        """Whether a range is in one cached block."""
+        first = self._begin(begin)
+        with _LOCK:
+            return end <= self._end(first) and (self._number, first) in _BLOCKS
 
     def read(self, offset: int, view: memoryview) -> int:
         """Fill the beginning of ``view`` from the block at ``offset``; return the number of bytes."""
