@@ -28,10 +28,8 @@ class BlockCache:
         self._fetch = fetch
         self._size = size
         self._number = next(_NUMBERS)
-        begin = 0
-        while begin < len(first) and self._end(begin) <= len(first):
-            self._add(begin, first[begin : self._end(begin)])
-            begin = self._end(begin)
+        if first and len(first) == self._end(0):
+            self._add(0, first)
 
     def has(self, begin: int, end: int) -> bool:
         """Whether a range is in one cached block."""

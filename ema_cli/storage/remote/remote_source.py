@@ -32,8 +32,6 @@ _PINNED = (
 """Fields that stores report of an object, and that change with it."""
 _PIECE_BYTES = 1 << 17
 """What a library returns is cut, so that it is released as it is read."""
-_HEAD_BYTES = 2 * BLOCK_BYTES
-"""Requested when a file on the web is opened: one that is not larger needs no other request."""
 _OBJECT_SECONDS = 60.0
 """How long it is remembered that an object is no folder: opening a checkpoint asks for that several times."""
 _MOST_OBJECTS = 100_000
@@ -59,7 +57,7 @@ class RemoteSource(ByteSource):
         self.name = str(url)
         self._url = url
         self._store, self._path = store_of(url)
-        self._web = read_or_raise(lambda: WebObject(self._store, url, _HEAD_BYTES), url) if url.is_web else None
+        self._web = read_or_raise(lambda: WebObject(self._store, url, BLOCK_BYTES), url) if url.is_web else None
         info = self._web.info if self._web else info_of(self._store, self._path, url)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
