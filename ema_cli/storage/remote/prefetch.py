@@ -19,7 +19,9 @@ _GAP_BYTES = 1 << 12
 """Ranges with a smaller gap are fetched together with the gap: padding, headers of records."""
 _PART_BYTES = 1 << 17
 """What was taken of a request is counted by parts of this size: with many sources, the remains would add up."""
-_FETCHERS = DaemonPool("fetch", threads=24)
+REQUESTS = 24
+"""Sent at a time: small ones wait for a store, and large ones share its connection."""
+_FETCHERS = DaemonPool("fetch", threads=REQUESTS)
 _MOST_BYTES = 3 << 26
 """While so many bytes are in memory, or on their way, nothing is requested before it is needed."""
 _GROWING: dict[Prefetcher, None] = {}
