@@ -87,9 +87,7 @@ def test_a_store_describes_each_object_twice_at_most(
     assert counts == [2 if named == "objects" else 1] * 3
 
 
-def test_a_folder_in_place_of_an_object_is_noticed(
-    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_in_place_of_an_object_is_noticed(memory: fsspec.AbstractFileSystem) -> None:
     """It is not remembered forever that an object is no folder, and of what does not exist it is not remembered."""
     assert not is_remote_folder(Url("memory://place"))
     memory.pipe_file("/place/object", b"")
@@ -97,7 +95,7 @@ def test_a_folder_in_place_of_an_object_is_noticed(
     assert not is_remote_folder(Url("memory://place/object"))
     memory.rm("/place/object")
     memory.pipe_file("/place/object/inner", b"")
-    monkeypatch.setattr(remote_source.time, "monotonic", lambda: 1e12)
+    remote_source._OBJECTS_UNTIL[Url("memory://place/object")] -= remote_source._OBJECT_SECONDS
     assert is_remote_folder(Url("memory://place/object"))
 
 
