@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from ema_cli.storage.remote import limits
-from ema_cli.storage.remote.prefetch import REQUESTS
+from ema_cli.storage.remote.prefetch import LARGE_REQUESTS, SMALL_REQUESTS
 
 _LOGGERS = ("aiohttp", "fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
@@ -49,7 +49,7 @@ def _s3_config() -> dict[str, Any]:
     config: dict[str, Any] = {
         "connect_timeout": limits.CONNECT_SECONDS,
         "read_timeout": limits.STALL_SECONDS,
-        "max_pool_connections": REQUESTS,  # 10 if it is not given
+        "max_pool_connections": SMALL_REQUESTS + LARGE_REQUESTS,  # 10 if it is not given
     }
     if "http_session_cls" in inspect.signature(AioConfig.__init__).parameters:  # since aiobotocore 2.20
         from ema_cli.storage.remote.aiohttp_answers import session_class  # noqa: PLC0415
