@@ -475,6 +475,22 @@ def test_a_needed_request_sends_those_of_all_other_sources(monkeypatch: pytest.M
     assert fetched.empty()
 
 
+def test_small_requests_do_not_wait_for_each_other() -> None:
+    """More of them than of large ones are sent before any is answered, and large ones do not hold them up."""
+    meeting = threading.Barrier(prefetch.SMALL_REQUESTS + prefetch.LARGE_REQUESTS, timeout=60)
+
+    def fetch(begin: int, end: int) -> list[bytes]:
+        meeting.wait()
+        return [bytes(end - begin)]
+
+    lengths = [1 << 20] * prefetch.LARGE_REQUESTS + [4096] * prefetch.SMALL_REQUESTS
+    prefetchers = [Prefetcher(fetch) for _ in lengths]
+    for prefetcher, length in zip(prefetchers, lengths, strict=True):
+        prefetcher.announce(0, length)
+    for prefetcher, length in zip(prefetchers, lengths, strict=True):
+        assert prefetcher.take(0, memoryview(bytearray(length))) == length
+
+
 def bytes_in_memory(prefetcher: Prefetcher) -> int:
     """Return the number of bytes that were fetched and not freed."""
     futures = [chunk.future for chunk in prefetcher._requests if chunk.future is not None]
