@@ -327,6 +327,21 @@ def test_the_structure_of_a_torch_file_is_two_requests(site: Site) -> None:
     assert len(site.ranges) == 4
 
 
+def test_a_small_object_is_planned_with_one_request(site: Site, tmp_path: Path) -> None:
+    """The request that opens it has all its bytes: samples and weights are taken from them."""
+    names = [f"small_{step}.safetensors" for step in range(3)]
+    for step, name in enumerate(names):
+        save_file({f"w{n}": torch.full((700,), step + n / 7) for n in range(5)}, site.folder / name)
+    addresses = [f"{site.address}/{name}" for name in names]
+    ema_cli.plan(addresses, decay=0.5)
+    assert sorted(name for name, *_ in site.ranges) == names
+    site.ranges.clear()
+    ema_cli.average(addresses, decay=0.5, output=tmp_path / "far.safetensors")
+    assert sorted(name for name, *_ in site.ranges) == names
+    ema_cli.average([site.folder / name for name in names], decay=0.5, output=tmp_path / "near.safetensors")
+    assert (tmp_path / "far.safetensors").read_bytes() == (tmp_path / "near.safetensors").read_bytes()
+
+
 def test_what_cannot_be_read_in_parts_is_refused(site: Site) -> None:
     """A server without ranges would send whole files for each part; a missing file is missing."""
     with pytest.raises(NothingMatched, match=r"there is no .*none\.pt"):
@@ -458,6 +473,22 @@ def test_a_needed_request_sends_those_of_all_other_sources(monkeypatch: pytest.M
             prefetcher.close()
         assert prefetch._TOTAL.nbytes == held
     assert fetched.empty()
+
+
+def test_small_requests_do_not_wait_for_each_other() -> None:
+    """More of them than of large ones are sent before any is answered, and large ones do not hold them up."""
+    meeting = threading.Barrier(prefetch.SMALL_REQUESTS + prefetch.LARGE_REQUESTS, timeout=60)
+
+    def fetch(begin: int, end: int) -> list[bytes]:
+        meeting.wait()
+        return [bytes(end - begin)]
+
+    lengths = [1 << 20] * prefetch.LARGE_REQUESTS + [4096] * prefetch.SMALL_REQUESTS
+    prefetchers = [Prefetcher(fetch) for _ in lengths]
+    for prefetcher, length in zip(prefetchers, lengths, strict=True):
+        prefetcher.announce(0, length)
+    for prefetcher, length in zip(prefetchers, lengths, strict=True):
+        assert prefetcher.take(0, memoryview(bytearray(length))) == length
 
 
 def bytes_in_memory(prefetcher: Prefetcher) -> int:

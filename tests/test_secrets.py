@@ -121,9 +121,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemandingServer
     """Three checkpoints behind a password and a signature."""
     folder = tmp_path_factory.mktemp("web")
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(4000, generator=generator)
+    start = torch.randn(40_000, generator=generator)
     for step in (100, 200, 300):
-        noise = torch.randn(4000, generator=generator)
+        noise = torch.randn(40_000, generator=generator)
         save_file({"w": start + 0.1 * noise, "b": noise[:7].clone()}, folder / f"ckpt_{step}.safetensors")
     with DemandingServer(folder, login=LOGIN, query=SIGNATURE).serving() as served:
         yield served

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Barrier
 
 import fsspec
 import pytest
 
 import ema_cli
 from ema_cli.errors import OutputError, UsageError
+from ema_cli.storage.remote import remote_source
 from ema_cli.storage.remote.failure_causes import failure_of, reason_of
+from ema_cli.storage.remote.remote_source import is_remote_folder
 from ema_cli.storage.remote.store_failure import FailureKind
 from ema_cli.storage.url import Url
 from tests.helpers.series import random_states, write_series
@@ -56,6 +60,43 @@ def test_a_folder_may_be_in_memory(memory: fsspec.AbstractFileSystem, tmp_path: 
     assert {Path(name).name: memory.cat_file(name) for name in memory.find("/averaged")} == expected
     with pytest.raises(OutputError, match="exists"):
         ema_cli.average("memory://run", decay=0.25, output="memory://averaged", max_shard_size=4000)
+
+
+@pytest.mark.parametrize("named", ["objects", "pattern", "folder"])
+def test_a_store_describes_each_object_twice_at_most(
+    named: str, memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once to tell it from a folder, unless it was listed, and once to open it; all named at the same time."""
+    monkeypatch.setattr(remote_source, "_OBJECTS_UNTIL", {})
+    paths = write_series(tmp_path / "run", random_states(3), form="safetensors")
+    upload(memory, tmp_path / "run")
+    asked = Counter[str]()
+    describe, meeting = type(memory).info, Barrier(3, timeout=60)
+
+    def info(store: fsspec.AbstractFileSystem, path: str, **options: object) -> object:
+        asked[path] += 1
+        if path.endswith(".safetensors"):
+            meeting.wait()
+        return describe(store, path, **options)
+
+    monkeypatch.setattr(type(memory), "info", info)
+    objects = [f"memory://run/{path.name}" for path in paths]
+    names = {"objects": objects, "pattern": ["memory://run/*.safetensors"], "folder": ["memory://run"]}[named]
+    assert len(ema_cli.plan(names, decay=0.5).checkpoints) == 3
+    counts = [count for path, count in asked.items() if path.endswith(".safetensors")]
+    assert counts == [2 if named == "objects" else 1] * 3
+
+
+def test_a_folder_in_place_of_an_object_is_noticed(memory: fsspec.AbstractFileSystem) -> None:
+    """It is not remembered forever that an object is no folder, and of what does not exist it is not remembered."""
+    assert not is_remote_folder(Url("memory://place"))
+    memory.pipe_file("/place/object", b"")
+    assert is_remote_folder(Url("memory://place"))
+    assert not is_remote_folder(Url("memory://place/object"))
+    memory.rm("/place/object")
+    memory.pipe_file("/place/object/inner", b"")
+    remote_source._OBJECTS_UNTIL[Url("memory://place/object")] -= remote_source._OBJECT_SECONDS
+    assert is_remote_folder(Url("memory://place/object"))
 
 
 def test_a_store_that_refuses_keeps_nothing(

@@ -8,8 +8,9 @@ On a disk the checkpoints are opened one after the other, in a store several at 
 
 from __future__ import annotations
 
+import glob
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
@@ -68,8 +69,8 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         InputRefused: something that was named cannot be used; all such files are reported at once.
 
     """
-    search = Search()
-    candidates = [candidate for name in options.paths for candidate in _expand(name, search)]
+    search, folders = Search(), _folders(options.paths)
+    candidates = [candidate for name in options.paths for candidate in _expand(name, search, folders)]
     pool = LayoutPool()
     try:
         with closing(_open_in_turn([candidate.path for candidate in candidates], options, pool)) as opened:
@@ -111,8 +112,8 @@ def find_candidates(names: Sequence[str]) -> list[Candidate]:
         InputRefused: a name cannot be looked up, or is one shard of a checkpoint.
 
     """
-    search = Search()
-    candidates = [candidate for name in names for candidate in _expand(name, search)]
+    search, folders = Search(), _folders(names)
+    candidates = [candidate for name in names for candidate in _expand(name, search, folders)]
     raise_faults([*search.shards, *search.faults])
     return candidates
 
@@ -123,7 +124,17 @@ def close_all(checkpoints: Iterable[Checkpoint]) -> None:
         checkpoint.index.close()
 
 
-def _expand(name: str, search: Search) -> Iterator[Candidate]:
+def _folders(names: Sequence[str]) -> dict[Location, Callable[[], bool]]:
+    """Ask stores about all names at once; return, for each, a function that returns whether it is a folder."""
+    locations = [locate(name) for name in names if "://" in name and not glob.has_magic(name)]
+    return {
+        location: _openers().submit(partial(is_folder, location)).result
+        for location in locations
+        if isinstance(location, Url) and not location.is_web
+    }
+
+
+def _expand(name: str, search: Search, folders: Mapping[Location, Callable[[], bool]]) -> Iterator[Candidate]:
     """Yield the possible checkpoints that one name means."""
     unreadable: list[str] = []
     try:
@@ -135,7 +146,7 @@ def _expand(name: str, search: Search) -> Iterator[Candidate]:
             search.faults.append(NothingMatched(f"no file matches {quoted(name)}", hint=hint))
         search.named[name] = found
         for location in found:
-            if is_folder(location):
+            if folders.get(location, partial(is_folder, location))():
                 yield from (replace(candidate, named=location) for candidate in _in_folder(location, search))
             elif shard := lone_shard(location):
                 search.shards.append(shard)

@@ -1,10 +1,11 @@
-"""Remote files, from a web server on the loopback."""
+"""Remote files, from a server on the loopback that answers as a web server, and as S3."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +36,14 @@ for thread in threads:
     thread.join()
 """
 _CONNECTIONS = 12
-"""Of the downloads, and of ema-avg."""
+"""Of the downloads."""
+_ACCOUNT = ("AWS_ACCESS_KEY_ID=nobody", "AWS_SECRET_ACCESS_KEY=nothing", "AWS_DEFAULT_REGION=us-east-1")
 _LINKS = {"loopback": (0, 0), "10 ms per request": (0.01, 0), "100 MB/s": (0, 1e8)}
 """Seconds before each answer, and bytes per second; 0 for any number."""
 
 
 class _Server(NamedTuple):
-    """A web server on the loopback, in a process of its own."""
+    """A server on the loopback, in a process of its own."""
 
     port: int
     log: Path
@@ -71,9 +73,12 @@ def _served(folder: Path, delay: float, rate: float) -> Iterator[_Server]:
 
 
 def remote(settings: Settings) -> Rows:
-    """Read from a web server on the loopback: requests, bytes, time against plain downloads, memory against files."""
+    """Read from a server on the loopback, by `http` and `s3`: requests, bytes, time, and memory.
+
+    The times are compared with plain downloads, and the memory with that of local files.
+    """
     yield (
-        *("checkpoints on a web server, warm", "link", "plan: requests", "sent", "run: requests", "sent / needed"),
+        *("remote checkpoints, warm", "link", "plan: requests", "sent", "run: requests", "sent / needed"),
         *("parallel downloads", "ema-avg, remote", "ratio", "CPU: downloads", "remote", "local"),
         *("peak memory: remote", "local"),
     )
@@ -81,20 +86,25 @@ def remote(settings: Settings) -> Rows:
     small = Series(settings.objects, 10, 50_000)
     for series in (large, large._replace(suffix=".pt"), small, small._replace(suffix=".pt")):
         with on_disk(series, settings) as paths:
-            for link, (delay, rate) in _LINKS.items():
-                with _served(paths[0].parent, delay, rate) as server:
-                    yield _remote_row(series, link, paths, server, settings)
+            protocols = ["http", "s3"] if find_spec("s3fs") and series.suffix == ".safetensors" else ["http"]
+            for protocol in protocols:
+                for link, (delay, rate) in _LINKS.items():
+                    with _served(settings.folder, delay, rate) as server:
+                        yield _remote_row(series, (protocol, link), paths, server, settings)
 
 
 def _remote_row(
-    series: Series, link: str, paths: Sequence[Path], server: _Server, settings: Settings
+    series: Series, way: tuple[str, str], paths: Sequence[Path], server: _Server, settings: Settings
 ) -> tuple[str, ...]:
     label = f"{series.checkpoints} x {size(series.data_bytes())} `{series.suffix}`"
-    urls = [f"http://127.0.0.1:{server.port}/{path.name}" for path in paths]
-    run(Job([EMA_AVG, "plan", *urls, "--decay", DECAY], paths), settings)
+    protocol, link = way[0], f"`{way[0]}`, {way[1]}"
+    names = [f"{path.parent.name}/{path.name}" for path in paths]  # the folder is a bucket of S3
+    host = f"http://127.0.0.1:{server.port}"
+    urls = [f"{host if protocol == 'http' else 's3:/'}/{name}" for name in names]
+    ema_avg: Sequence[object] = ["env", f"AWS_ENDPOINT_URL={host}", *_ACCOUNT, EMA_AVG]
+    run(Job([*ema_avg, "plan", *urls, "--decay", DECAY], paths), settings)
     planned, planned_bytes = server.sent()
-    remote: Sequence[object] = [EMA_AVG, *urls, "--decay", DECAY, "-o", settings.out / "out.safetensors"]
-    names = [path.name for path in paths]
+    remote: Sequence[object] = [*ema_avg, *urls, "--decay", DECAY, "-o", settings.out / "out.safetensors"]
     jobs = {
         "downloads": Job([sys.executable, "-c", _DOWNLOAD, server.port, _CONNECTIONS, *names], paths),
         "remote": Job(remote, paths),

@@ -13,6 +13,7 @@ import aiohttp
 
 from ema_cli.storage.remote import limits
 from ema_cli.storage.remote.limits import AnswerMeter, beyond
+from ema_cli.storage.remote.web_answer import add_piece
 
 _PIECE_BYTES = 1 << 16
 
@@ -30,14 +31,13 @@ class MeteredStream:
     async def read(self, most: int = -1) -> bytes:
         """Return at most so many bytes, or all."""
         if most >= 0:
-            return await self._piece(most)
-        data = bytearray()
-        while piece := await self._piece(_PIECE_BYTES):
-            data += piece
-        return bytes(data)
+            return self._counted(await self._stream.read(min(most, _PIECE_BYTES)))
+        pieces: list[bytes | bytearray] = []
+        while piece := self._counted(await self._stream.readany()):
+            add_piece(pieces, piece)
+        return b"".join(pieces)
 
-    async def _piece(self, most: int) -> bytes:
-        piece: bytes = await self._stream.read(min(most, _PIECE_BYTES))
+    def _counted(self, piece: bytes) -> bytes:
         self._meter.count(len(piece))
         return piece
 

@@ -31,6 +31,12 @@ class BlockCache:
         if first and len(first) == self._end(0):
             self._add(0, first)
 
+    def has(self, begin: int, end: int) -> bool:
+        """Whether a range is in one cached block."""
+        first = self._begin(begin)
+        with _LOCK:
+            return end <= self._end(first) and (self._number, first) in _BLOCKS
+
     def read(self, offset: int, view: memoryview) -> int:
         """Fill the beginning of ``view`` from the block at ``offset``; return the number of bytes."""
         begin = self._begin(offset)

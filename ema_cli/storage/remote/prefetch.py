@@ -19,7 +19,11 @@ _GAP_BYTES = 1 << 12
 """Ranges with a smaller gap are fetched together with the gap: padding, headers of records."""
 _PART_BYTES = 1 << 17
 """What was taken of a request is counted by parts of this size: with many sources, the remains would add up."""
-_FETCHERS = DaemonPool("fetch", threads=12)
+SMALL_REQUESTS, LARGE_REQUESTS = 24, 12
+"""Sent at a time: small ones mostly wait for the store, large ones take memory and share the link."""
+_SMALL_BYTES = 1 << 16
+_SMALL_FETCHERS = DaemonPool("fetch-small", threads=SMALL_REQUESTS)
+_LARGE_FETCHERS = DaemonPool("fetch-large", threads=LARGE_REQUESTS)
 _MOST_BYTES = 3 << 26
 """While so many bytes are in memory, or on their way, nothing is requested before it is needed."""
 _GROWING: dict[Prefetcher, None] = {}
@@ -221,4 +225,5 @@ class Prefetcher:
         if request.future is None:
             begin, end = request.begin, request.end
             request.hold(end - begin)
-            request.future = _FETCHERS.submit(lambda: _Answer(self._fetch(begin, end)))
+            fetchers = _SMALL_FETCHERS if end - begin <= _SMALL_BYTES else _LARGE_FETCHERS
+            request.future = fetchers.submit(lambda: _Answer(self._fetch(begin, end)))

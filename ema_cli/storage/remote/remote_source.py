@@ -7,6 +7,7 @@ blocks. An object is pinned when it is opened: a change while it is read is an e
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,11 @@ _PINNED = (
 """Fields that stores report of an object, and that change with it."""
 _PIECE_BYTES = 1 << 17
 """What a library returns is cut, so that it is released as it is read."""
+_OBJECT_SECONDS = 60.0
+"""How long it is remembered that an object is no folder: opening a checkpoint asks for that several times."""
+_MOST_OBJECTS = 100_000
+_OBJECTS_UNTIL: dict[Url, float] = {}
+"""Until when each is remembered, by ``time.monotonic``."""
 
 
 class RemoteSource(ByteSource):
@@ -113,8 +119,10 @@ class RemoteSource(ByteSource):
         return self._blocks.read(offset, view)
 
     def will_need(self, offset: int, length: int) -> None:
-        """Prefetch a range."""
-        self._prefetcher.announce(offset, min(offset + length, self._size))
+        """Prefetch a range, unless it is cached."""
+        end = min(offset + length, self._size)
+        if not self._blocks.has(offset, end):
+            self._prefetcher.announce(offset, end)
 
     def spool(self, begin: int, end: int, wanted: int) -> None:
         """Fetch a range once, with the first read of it."""
@@ -178,11 +186,21 @@ class RemoteSource(ByteSource):
 
 def is_remote_folder(url: Url) -> bool:
     """Whether a URL is a folder. A web server has none, as it cannot list its files."""
-    if url.is_web:
+    if url.is_web or time.monotonic() < _OBJECTS_UNTIL.get(url, 0):
         return False
     store, path = store_of(url)
     info = info_of(store, path, url)
-    return info is not None and info.get("type") == "directory"
+    is_directory = info is not None and info.get("type") == "directory"
+    if info is not None and not is_directory:
+        _remember_objects([url])
+    return is_directory
+
+
+def _remember_objects(urls: list[Url]) -> None:
+    """Remember for some time that these are no folders."""
+    if len(_OBJECTS_UNTIL) > _MOST_OBJECTS:
+        _OBJECTS_UNTIL.clear()
+    _OBJECTS_UNTIL.update(dict.fromkeys(urls, time.monotonic() + _OBJECT_SECONDS))
 
 
 def remote_names_in(url: Url) -> dict[str, bool]:
@@ -209,7 +227,9 @@ def remote_names_in(url: Url) -> dict[str, bool]:
     except Exception as error:
         raise reading_error(error, url) from error
     entries = {str(entry["name"]).rstrip("/"): entry["type"] == "directory" for entry in listed}
-    return {name.rpartition("/")[2]: folder for name, folder in entries.items() if name != path.rstrip("/")}
+    found = {name.rpartition("/")[2]: folder for name, folder in entries.items() if name != path.rstrip("/")}
+    _remember_objects([url / name for name, folder in found.items() if not folder])
+    return found
 
 
 def _pin(info: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from ema_cli.storage.remote import limits
+from ema_cli.storage.remote.prefetch import LARGE_REQUESTS, SMALL_REQUESTS
 
 _LOGGERS = ("aiohttp", "fsspec", "gcsfs", "s3fs")
 """Libraries that log the errors that they raise; without a handler these would go to the terminal, with a traceback."""
@@ -45,7 +46,11 @@ def _google_options() -> dict[str, Any]:
 def _s3_config() -> dict[str, Any]:
     from aiobotocore.config import AioConfig  # noqa: PLC0415 - slow, and only for S3
 
-    config: dict[str, Any] = {"connect_timeout": limits.CONNECT_SECONDS, "read_timeout": limits.STALL_SECONDS}
+    config: dict[str, Any] = {
+        "connect_timeout": limits.CONNECT_SECONDS,
+        "read_timeout": limits.STALL_SECONDS,
+        "max_pool_connections": SMALL_REQUESTS + LARGE_REQUESTS,  # 10 if it is not given
+    }
     if "http_session_cls" in inspect.signature(AioConfig.__init__).parameters:  # since aiobotocore 2.20
         from ema_cli.storage.remote.aiohttp_answers import session_class  # noqa: PLC0415
 

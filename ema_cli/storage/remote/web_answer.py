@@ -97,7 +97,7 @@ async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> li
                 done += len(piece)
                 if done > length:
                     raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
-                _add(pieces, piece)
+                add_piece(pieces, piece)
                 if done - mark >= PACE_BYTES and (now := clock()) >= noted + PACE_SECONDS / _STEPS:
                     mark, noted = done, now
                     limit.reschedule(now + PACE_SECONDS)
@@ -110,7 +110,8 @@ async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> li
     return pieces
 
 
-def _add(pieces: list[bytes | bytearray], piece: bytes) -> None:
+def add_piece(pieces: list[bytes | bytearray], piece: bytes) -> None:
+    """Append a piece of a body, joined with the last one if both are small."""
     if len(piece) >= _SMALL_BYTES:
         pieces.append(piece)
     elif pieces and isinstance(pieces[-1], bytearray) and len(pieces[-1]) < _SMALL_BYTES:
