@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
-from ema_cli.formats.safetensors import build_header
+from ema_cli.formats.safetensors import in_file_order
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.planning.lora_exact import JoinedTensor
@@ -61,7 +61,7 @@ def plan_tensors(
         stands_for.setdefault(kept, []).append(name)
     planned = []
     offset = 0
-    for layout in build_header(layouts, {})[1]:
+    for layout in in_file_order(layouts):
         name = layout.name
         tied_to = ties.get(name)
         planned.append(
