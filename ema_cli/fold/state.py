@@ -110,7 +110,7 @@ class FoldState:
         geometry = describe_run(self.sample, self.plan.used) if self.sample is not None else None
         by_average = self.statistics.by_average
         if self.sample is not None and geometry is not None:
-            by_average = add_spreads(by_average, self.sample.spreads, self.sample.measured)
+            add_spreads(by_average, self.sample.spreads, self.sample.measured)
         return FoldOutcome(
             statistics=tuple(map(tuple, by_average)), geometry=geometry, contents=self._contents.digests()
         )

@@ -14,8 +14,9 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
 
-from ema_cli.dtypes import BY_NAME, RANK
+from ema_cli.dtypes import BY_NAME, RANK, DType
 from ema_cli.errors import InputRefused
 from ema_cli.formats.json_text import JsonError, parse_object
 from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
@@ -88,28 +89,50 @@ def _snapshot(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return (f"saved by a live EMA: {method.label if method else 'its metadata are damaged'}",)
 
 
-def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, list[TensorLayout]]:
+class Stored(Protocol):
+    """A tensor of a file."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> DType:
+        """Its element type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+
+
+Tensor = TypeVar("Tensor", bound=Stored)
+
+
+def build_header(tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
     """Return the bytes before the data section, and the tensors in the order of their data.
 
     The bytes equal those of ``safetensors.torch.save_file``, except that metadata keys are sorted.
     """
-    ordered = in_file_order(layouts)
-    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    ordered = sorted(tensors, key=lambda tensor: rank(tensor.name, tensor.dtype))
+    parts = [f'"__metadata__":{_json(dict(sorted(metadata.items())))}'] if metadata else []
     position = 0
-    for layout in ordered:
-        end = position + layout.nbytes
-        entries[layout.name] = {
-            "dtype": layout.dtype.name,
-            "shape": list(layout.shape),
-            "data_offsets": [position, end],
-        }
+    for tensor in ordered:
+        end = position + tensor.nbytes
+        shape = ",".join(map(str, tensor.shape))
+        parts.append(
+            f'{_json(tensor.name)}:{{"dtype":"{tensor.dtype.name}","shape":[{shape}],"data_offsets":[{position},{end}]}}'
+        )
         position = end
-    return _encoded(entries), ordered
+    return _header(f"{{{','.join(parts)}}}"), ordered
 
 
-def in_file_order(layouts: Iterable[TensorLayout]) -> list[TensorLayout]:
-    """Return tensors in the order of their data in a file."""
-    return sorted(layouts, key=lambda layout: (RANK[layout.dtype.name], layout.name))
+def rank(name: str, dtype: DType) -> tuple[int, str]:
+    """Return the sort key of the tensors in a file."""
+    return RANK[dtype.name], name
 
 
 def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
@@ -118,16 +141,21 @@ def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
     The entries of the tensors keep their order.
     """
     entries, present = _parse(raw)
-    return _encoded({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries})
+    return _header(_json({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries}))
 
 
-def _encoded(entries: Mapping[str, object]) -> bytes:
-    body = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    body += b" " * (-len(body) % _ALIGNMENT)
-    return len(body).to_bytes(8, "little") + body
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _parse(raw: bytes, short: Callable[[dict[str, object]], object] | None = None) -> tuple[dict[str, object], dict[str, str]]:
+def _header(text: str) -> bytes:
+    body = text.encode()
+    padding = b" " * (-len(body) % _ALIGNMENT)
+    return b"".join(((len(body) + len(padding)).to_bytes(8, "little"), body, padding))
+
+
+def _parse(
+    raw: bytes, short: Callable[[dict[str, object]], object] | None = None
+) -> tuple[dict[str, object], dict[str, str]]:
     try:
         header = parse_object(raw, short=short)
     except JsonError as error:
