@@ -56,7 +56,7 @@ class FoldState:
         self.schedule = Schedule(plan, skipped.union(outcome.number for outcome in done), stretch)
         self.statistics = Statistics(plan)
         self.integrity = IntegrityCheck()
-        self.constants = Constants(plan, self.raise_if_stopping)
+        self.constants = Constants(plan)
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
         """Per checkpoint, its weight in each average."""
         self._contents = ContentDigests(plan)

@@ -55,7 +55,7 @@ def _texts(value: object, newline: str) -> Iterator[str]:
         between = "["
         for item in value:
             yield f"{between}{inner}"
-            yield from _texts(item, inner)
+            yield from _texts(item, inner) if isinstance(item, _LARGE) else (_text(item, inner),)
             between = ","
         yield f"{newline}]"
     else:
