@@ -163,6 +163,12 @@ FORBIDDEN = {
     "surrogate metadata": (b'{"__metadata__":{"a":"\\ud800"}}', "its metadata must be strings"),
     "surrogate metadata key": (b'{"__metadata__":{"\\ud800":"a"}}', "its metadata must be strings"),
     "long name": (json.dumps({"n" * 70_000: ONE}).encode(), "has a name that cannot be written"),
+    "an entry alone": (json.dumps(ONE).encode(), 'has a damaged entry for tensor "dtype"'),
+    "an entry as metadata": (json.dumps({"__metadata__": ONE}).encode(), "its metadata must be strings"),
+    "a shape that equals one": (
+        json.dumps({"v": ONE, "w": ONE | {"shape": [2.0]}}).encode(),
+        '"w" has a damaged shape',
+    ),
     "NaN": (b'{"w":NaN}', "contains NaN"),
     "infinity": (b'{"w":-Infinity}', "contains -Infinity"),
     "list": (b"[]", "is not a checkpoint"),
@@ -185,6 +191,15 @@ def test_forbidden_headers_are_refused(tmp_path: Path, case: str) -> None:
     assert message in raised.value.message
     assert raised.value.message.isprintable()
     assert len(raised.value.message) < 1000
+
+
+def test_equal_shapes_are_one_object(tmp_path: Path) -> None:
+    """A checkpoint of 100,000 tensors has few shapes."""
+    header = {"a": ONE | {"shape": [1, 2]}, "b": ONE | {"shape": [1, 2], "data_offsets": [8, 16]}}
+    raw = json.dumps(header).encode()
+    a, b = open_file(safetensors_file(tmp_path / "two.safetensors", raw, bytes(16))).index.layouts
+    assert a.shape == (1, 2)
+    assert a.shape is b.shape
 
 
 def test_the_data_must_be_exactly_what_the_header_declares(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 _ALIGNMENT = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -109,10 +110,10 @@ class Stored(Protocol):
         """Its bytes."""
 
 
-Tensor = TypeVar("Tensor", bound=Stored)
+T = TypeVar("T", bound=Stored)
 
 
-def build_header(tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
+def build_header(tensors: Iterable[T], metadata: Mapping[str, str]) -> tuple[bytes, list[T]]:
     """Return the bytes before the data section, and the tensors in the order of their data.
 
     The bytes equal those of ``safetensors.torch.save_file``, except that metadata keys are sorted.
@@ -142,9 +143,6 @@ def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
     """
     entries, present = _parse(raw)
     return _header(_json({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries}))
-
-
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _header(text: str) -> bytes:

@@ -12,16 +12,15 @@ import json
 from collections.abc import Mapping, Sequence
 
 from ema_cli.errors import UsageError
-from ema_cli.formats.safetensors import build_header
+from ema_cli.formats.safetensors import Stored, build_header
 from ema_cli.records.files import FileRole, PlannedFile, SideFile
-from ema_cli.records.plan import PlannedTensor
 
 _MOST_FILES = 99_999
 """The names have five digits."""
 
 
 def plan_files(
-    tensors: Sequence[PlannedTensor], metadata: Mapping[str, str], stem: str, max_shard_size: int
+    tensors: Sequence[Stored], metadata: Mapping[str, str], stem: str, max_shard_size: int
 ) -> tuple[tuple[PlannedFile, ...], tuple[SideFile, ...]]:
     """Return the files of a folder, and their index if there are several.
 
@@ -46,9 +45,9 @@ def plan_files(
     return tuple(files), (_index(stem, names, shards, begin),) if len(files) > 1 else ()
 
 
-def _fill(tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[list[PlannedTensor]]:
+def _fill(tensors: Sequence[Stored], max_shard_size: int) -> list[list[Stored]]:
     """Split the tensors into groups of at most ``max_shard_size`` bytes, or of one larger tensor."""
-    shards: list[list[PlannedTensor]] = [[]]
+    shards: list[list[Stored]] = [[]]
     filled = 0
     for tensor in tensors:
         if shards[-1] and filled + tensor.nbytes > max_shard_size:
@@ -65,7 +64,7 @@ def _names(stem: str, count: int) -> list[str]:
     return [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _index(stem: str, names: Sequence[str], shards: Sequence[Sequence[PlannedTensor]], total_bytes: int) -> SideFile:
+def _index(stem: str, names: Sequence[str], shards: Sequence[Sequence[Stored]], total_bytes: int) -> SideFile:
     weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     document = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     content = (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
