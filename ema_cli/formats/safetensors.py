@@ -18,10 +18,11 @@ from typing import Protocol, TypeVar
 
 from ema_cli.dtypes import BY_NAME, RANK, DType
 from ema_cli.errors import InputRefused
-from ema_cli.formats.json_text import JsonError, parse_object
+from ema_cli.formats.json_text import JsonError, parse_object, refuse_large
 from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
 from ema_cli.formats.state_dict.steps import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
+from ema_cli.record import record
 from ema_cli.records.garbage import without_collections
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY, method_of_snapshot
 from ema_cli.storage.extents import LayoutPool, TensorLayout
@@ -32,6 +33,9 @@ LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 _ALIGNMENT = 8
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_METADATA_FIRST = re.compile(rb'\{"__metadata__":(\{(?:%b:%b(?:,(?=")|(?=\})))*+\}),(?=")' % (_TEXT, _TEXT), re.DOTALL)
+"""The beginning of a header up to its first tensor."""
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -41,7 +45,7 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 
 def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
-    """Read the header of a safetensors file; ``pool`` parses equal headers of files of equal size once.
+    """Read the header of a safetensors file; ``pool`` parses equal entries of files of equal data size once.
 
     Raises:
         InputRefused: the header is malformed, or does not match the data.
@@ -55,30 +59,67 @@ def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
     if length > source.size() - 8:
         raise InputRefused(f"is truncated: its header should have {length:,} bytes, but the file has {source.size():,}")
     raw = source.read(8, length)
-    digest = hashlib.sha256(raw).digest()
-    data_bytes = source.size() - 8 - length
-    return pool.remember(("safetensors", digest, data_bytes), lambda: _read_header(raw, digest, data_bytes))
+    entries, metadata = _read_header(raw, source.size() - 8 - length, pool)
+    return Structure(
+        format="safetensors",
+        layouts=entries.layouts,
+        offsets=array("q", [8 + length + begin for begin in entries.begins]),
+        unreadable=entries.unreadable,
+        digest=hashlib.sha256(raw).digest(),
+        metadata=metadata,
+        steps=tuple(steps_in_texts(metadata)),
+        choice=_snapshot(metadata),
+        ignored=entries.ignored,
+    )
 
 
-def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
+@record
+class _Entries:
+    """The tensors of a header."""
+
+    layouts: tuple[TensorLayout, ...]
+    begins: array[int]
+    """Their first bytes in the data section."""
+    unreadable: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    metadata: dict[str, str] | None
+    """The metadata, if they are between the tensors; ``None`` if there are none."""
+
+
+def _read_header(raw: bytes, data_bytes: int, pool: LayoutPool) -> tuple[_Entries, dict[str, str]]:
+    """Return the tensors and the metadata.
+
+    Metadata that come first, as the library writes them, are read apart: each checkpoint of a run may have its own.
+    """
+    try:
+        refuse_large(raw)
+        apart = _METADATA_FIRST.match(raw)
+        text = (raw if apart is None else b"{" + raw[apart.end() :]).rstrip(b" ")  # the padding
+        key = ("safetensors", hashlib.sha256(text).digest(), data_bytes)
+        entries = pool.remember(key, lambda: _read_entries(text, data_bytes))
+        if apart is None:
+            return entries, entries.metadata or {}
+        if entries.metadata is not None:
+            raise JsonError('names "__metadata__" twice')
+        return entries, _checked_metadata(parse_object(apart[1]))
+    except JsonError as error:
+        raise InputRefused(f"has a damaged header: it {error}") from error
+
+
+def _read_entries(text: bytes, data_bytes: int) -> _Entries:
     with without_collections():
-        entries, metadata = _parse(raw, _shortener())
-        data_start = 8 + len(raw)
+        entries, metadata = _parse(text, _shortener())
         read = {name: _entry(name, entry) for name, entry in entries.items()}
         _check_ranges([(begin, end) for _, begin, end in read.values()], data_bytes)
         states = find_flat_optimizers({name: getattr(layout, "shape", None) for name, (layout, _, _) in read.items()})
     ignored = frozenset(name for names in states.values() for name in names)
     tensors = [(name, layout, begin) for name, (layout, begin, _) in read.items() if name not in ignored]
-    return Structure(
-        format="safetensors",
+    return _Entries(
         layouts=tuple(layout for _, layout, _ in tensors if isinstance(layout, TensorLayout)),
-        offsets=array("q", (data_start + begin for _, layout, begin in tensors if isinstance(layout, TensorLayout))),
+        begins=array("q", [begin for _, layout, begin in tensors if isinstance(layout, TensorLayout)]),
         unreadable=tuple((name, reason) for name, reason, _ in tensors if isinstance(reason, str)),
-        digest=digest,
-        metadata=metadata,
-        steps=tuple(steps_in_texts(metadata)),
-        choice=_snapshot(metadata),
         ignored=tuple(name for name in read if name in ignored),
+        metadata=metadata,
     )
 
 
@@ -142,7 +183,7 @@ def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
     The entries of the tensors keep their order.
     """
     entries, present = _parse(raw)
-    return _header(_json({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries}))
+    return _header(_json({"__metadata__": dict(sorted({**(present or {}), **metadata}.items())), **entries}))
 
 
 def _header(text: str) -> bytes:
@@ -153,19 +194,24 @@ def _header(text: str) -> bytes:
 
 def _parse(
     raw: bytes, short: Callable[[dict[str, object]], object] | None = None
-) -> tuple[dict[str, object], dict[str, str]]:
+) -> tuple[dict[str, object], dict[str, str] | None]:
+    """Return the entries of the tensors, and the metadata; ``None`` if there are none."""
     try:
         header = parse_object(raw, short=short)
     except JsonError as error:
         raise InputRefused(f"has a damaged header: it {error}") from error
     if raw[:1] != b"{":
         raise InputRefused("has a damaged header: it is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
-        raise InputRefused("has a damaged header: its metadata must be strings")
+    metadata = _checked_metadata(header.pop("__metadata__")) if "__metadata__" in header else None
     if len(header) > MOST_TENSORS:
         raise InputRefused(f"declares {len(header):,} tensors, more than the limit of {MOST_TENSORS:,}")
     return header, metadata
+
+
+def _checked_metadata(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
+        raise InputRefused("has a damaged header: its metadata must be strings")
+    return metadata
 
 
 def _is_text(value: object) -> bool:
