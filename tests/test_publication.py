@@ -284,7 +284,7 @@ class Named:
         self._failure = failure
         self.is_named = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, *pieces: bytes) -> None:
         """Take nothing."""
 
     def publish(self) -> None:

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save, save_file
 
 from ema_cli.dtypes import BY_TORCH_NAME
 from ema_cli.errors import InputRefused
+from ema_cli.formats import safetensors
+from ema_cli.formats.open import open_checkpoint
 from ema_cli.formats.safetensors import LARGEST_HEADER, build_header, looks_like_safetensors
-from ema_cli.storage.extents import TensorLayout
+from ema_cli.storage.extents import LayoutPool, TensorLayout
 from tests.helpers.makers import (
     DTYPES,
     expected,
@@ -161,8 +163,28 @@ FORBIDDEN = {
     "list metadata": (b'{"__metadata__":["a"]}', "its metadata must be strings"),
     "surrogate": (b'{"\\ud800":%s}' % json.dumps(ONE).encode(), "has a name that cannot be written"),
     "surrogate metadata": (b'{"__metadata__":{"a":"\\ud800"}}', "its metadata must be strings"),
+    "metadata twice": (b'{"__metadata__":{},"__metadata__":{},"w":%s}' % json.dumps(ONE).encode(), "twice"),
+    "metadata twice, escaped": (
+        b'{"__metadata__":{},"\\u005f_metadata__":{},"w":%s}' % json.dumps(ONE).encode(),
+        'names "__metadata__" twice',
+    ),
+    "metadata key twice": (b'{"__metadata__":{"a":"1","a":"2"},"w":%s}' % json.dumps(ONE).encode(), '"a" twice'),
+    "metadata of two kinds": (b'{"__metadata__":{"a":"1","b":2},"w":%s}' % json.dumps(ONE).encode(), "must be strings"),
+    "line break in metadata": (b'{"__metadata__":{"a":"\n"},"w":%s}' % json.dumps(ONE).encode(), "is not JSON"),
+    "comma after metadata": (b'{"__metadata__":{},}', "is not JSON"),
+    "comma in metadata": (b'{"__metadata__":{"a":"b",},"w":%s}' % json.dumps(ONE).encode(), "is not JSON"),
+    "half a character apart": (
+        b'{"__metadata__":{"a":"\\ud800"},"w":%s}' % json.dumps(ONE).encode(),
+        "its metadata must be strings",
+    ),
     "surrogate metadata key": (b'{"__metadata__":{"\\ud800":"a"}}', "its metadata must be strings"),
     "long name": (json.dumps({"n" * 70_000: ONE}).encode(), "has a name that cannot be written"),
+    "an entry alone": (json.dumps(ONE).encode(), 'has a damaged entry for tensor "dtype"'),
+    "an entry as metadata": (json.dumps({"__metadata__": ONE}).encode(), "its metadata must be strings"),
+    "a shape that equals one": (
+        json.dumps({"v": ONE, "w": ONE | {"shape": [2.0]}}).encode(),
+        '"w" has a damaged shape',
+    ),
     "NaN": (b'{"w":NaN}', "contains NaN"),
     "infinity": (b'{"w":-Infinity}', "contains -Infinity"),
     "list": (b"[]", "is not a checkpoint"),
@@ -185,6 +207,39 @@ def test_forbidden_headers_are_refused(tmp_path: Path, case: str) -> None:
     assert message in raised.value.message
     assert raised.value.message.isprintable()
     assert len(raised.value.message) < 1000
+
+
+@pytest.mark.parametrize("notes", [["a", 'b "\\ c'], ["", "longer " * 20], [None, "x"]])
+def test_entries_are_read_once_for_all_metadata(
+    notes: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints that differ in their metadata share their tensors, wherever the data begin."""
+    read = safetensors._read_entries
+    calls: list[bytes] = []
+
+    def counted(text: bytes, data_bytes: int) -> object:
+        calls.append(text)
+        return read(text, data_bytes)
+
+    monkeypatch.setattr(safetensors, "_read_entries", counted)
+    pool = LayoutPool()
+    tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
+    for number, note in enumerate(notes):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(tensors, path, metadata=None if note is None else {"note": note, "step": str(number)})
+        checkpoint = open_checkpoint(path, pool=pool)
+        assert checkpoint.metadata.get("note") == note
+        assert read_all(checkpoint) == expected(tensors)
+    assert len(calls) == 1
+
+
+def test_equal_shapes_are_one_object(tmp_path: Path) -> None:
+    """A checkpoint of 100,000 tensors has few shapes."""
+    header = {"a": ONE | {"shape": [1, 2]}, "b": ONE | {"shape": [1, 2], "data_offsets": [8, 16]}}
+    raw = json.dumps(header).encode()
+    a, b = open_file(safetensors_file(tmp_path / "two.safetensors", raw, bytes(16))).index.layouts
+    assert a.shape == (1, 2)
+    assert a.shape is b.shape
 
 
 def test_the_data_must_be_exactly_what_the_header_declares(tmp_path: Path) -> None:
@@ -288,6 +343,7 @@ def test_unknown_types_are_reported(tmp_path: Path) -> None:
 def test_the_library_refuses_too(tmp_path: Path) -> None:
     """Of the files that we refuse, the library accepts only those with duplicate keys or extreme sizes."""
     ours_alone = {"duplicate", "duplicate escaped", "duplicate metadata", "many dimensions", "long name"}
+    ours_alone |= {"metadata key twice"}
     for case, (header, _) in FORBIDDEN.items():
         path = safetensors_file(tmp_path / "forbidden.safetensors", header, bytes(20 if case == "hole" else 8))
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from ema_cli import average
+from ema_cli import average, execution
 from ema_cli.errors import InputRefused
 from ema_cli.fold import schedule, tensor_runs
+from ema_cli.fold.content_digests import digest_of
+from ema_cli.fold.engine import fold
+from ema_cli.fold.state import FoldState
+from ema_cli.records.fold_results import FoldOutcome
+from ema_cli.records.garbage import without_collections
 from ema_cli.records.plan import Plan
-from ema_cli.report.serialize import from_json, to_json
+from ema_cli.report.serialize import from_json, to_json, to_json_pieces
 from ema_cli.storage.source import FileSource
+from tests.helpers.makers import open_file
 
 _CHECKPOINTS = 3
 _TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
@@ -75,6 +83,53 @@ def test_a_run_is_its_tensors_one_by_one(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "find_runs", lambda *_: [])
         assert _results(paths, tmp_path) == together
+
+
+def test_runs_of_checkpoints_with_other_types_and_orders(tmp_path: Path) -> None:
+    """The digest of a checkpoint has the types that it stores, also where those of the others differ."""
+    made = [_views([(40, 0), (9, 0)] * 20, step, shared=False) for step in range(_CHECKPOINTS)]
+    made[1] = {name: tensor.to(torch.bfloat16) for name, tensor in made[1].items()}
+    made[2] = dict(reversed(made[2].items()))
+    paths = _save(tmp_path, made, "pt")
+    together = _results(paths, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedule, "find_runs", lambda *_: [])
+        assert _results(paths, tmp_path) == together
+    indexes = [open_file(path).index for path in paths]
+    assert together[2] == [digest_of(index, {layout.name for layout in index.layouts}) for index in indexes]
+
+
+def test_the_state_of_a_fold_is_freed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refers to nothing that refers to it, so its memory need not wait for the garbage collector."""
+    states: list[weakref.ref[FoldState]] = []
+    outcome = FoldState.outcome
+
+    def noted(state: FoldState) -> FoldOutcome:
+        states.append(weakref.ref(state))
+        return outcome(state)
+
+    def alive(*arguments: Any, **options: Any) -> FoldOutcome:
+        with without_collections():
+            found = fold(*arguments, **options)
+            assert [state() for state in states] == [None]
+            return found
+
+    monkeypatch.setattr(FoldState, "outcome", noted)
+    monkeypatch.setattr(execution, "fold", alive)
+    made = [_views([(40, 0)] * 30, step, shared=False) for step in range(2)]
+    _results(_save(tmp_path, made, "safetensors"), tmp_path)
+
+
+def test_collections_begin_again_after_an_error() -> None:
+    """The garbage collector is stopped for a while only, and stays stopped if it was."""
+    with pytest.raises(ZeroDivisionError), without_collections():
+        _ = 1 / int(gc.isenabled())
+    assert gc.isenabled()
+    with without_collections():
+        with without_collections():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_tensor_of_a_run_that_is_not_finite_is_named(tmp_path: Path) -> None:
@@ -137,3 +192,13 @@ def test_the_report_is_written_as_json_dumps_would(tmp_path: Path) -> None:
     report = average(_save(tmp_path, made, "pt"), decay=0.5, output=tmp_path / "x.safetensors")
     text = to_json(from_json(report.to_json()))
     assert text == json.dumps(json.loads(text), indent=1) + "\n"
+
+
+def test_a_large_report_is_never_in_one_piece(tmp_path: Path) -> None:
+    """A piece has some hundred tensors at most, and all pieces together are the file."""
+    made = [{f"t{n:04d}": torch.full((2,), float(n + step)) for n in range(3000)} for step in range(2)]
+    output = tmp_path / "x.safetensors"
+    report = average(_save(tmp_path, made, "safetensors"), decay=0.5, output=output)
+    pieces = to_json_pieces(report)
+    assert b"".join(pieces) == (tmp_path / "x.report.json").read_bytes()
+    assert max(map(len, pieces)) < len(b"".join(pieces)) // 8

@@ -124,10 +124,11 @@ def _stretches(plan: Plan, rows: Sequence[int]) -> Iterator[_Stretch]:
         if tensor.tied_to is not None or is_batch_norm_statistic(tensor.name) or not _is_in_all(plan, tensor, rows):
             continue
         layouts = [plan.layout(tensor, i) for i in one_of_each]
-        if len({(layout.shape, layout.strides, layout.parts) for layout in layouts}) > 1:
+        first, *others = layouts
+        if any((one.shape, one.strides, one.parts) != (first.shape, first.strides, first.parts) for one in others):
             continue
         itemsize = max(layout.dtype.itemsize for layout in layouts)
-        for part, elements in enumerate(_dense_elements(layouts[0])):
+        for part, elements in enumerate(_dense_elements(first)):
             if elements:
                 yield _Stretch(number=number, part=part, elements=elements, itemsize=itemsize)
 

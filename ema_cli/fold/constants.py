@@ -25,17 +25,10 @@ _LEAST_ELEMENTS = 1 << 13
 
 
 class Constants:
-    """Which tensors are constant in which average. Each is compared at most once; safe to call from several threads.
+    """Which tensors are constant in which average. Each is compared at most once; safe to call from several threads."""
 
-    Args:
-        plan: of the run.
-        raise_if_stopping: raises if the fold is over because another thread failed.
-
-    """
-
-    def __init__(self, plan: Plan, raise_if_stopping: Callable[[], None]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._raise_if_stopping = raise_if_stopping
         self._rows = [_rows_of(output.weighting.weights, plan.used) for output in plan.outputs]
         self._known: dict[tuple[int, tuple[int, ...]], bool] = {}
         self._lock = threading.Lock()
@@ -58,8 +51,13 @@ class Constants:
         mixed = not finite and len({self._extent(number, row).layout.dtype for row in rows}) > 1
         return rows[-1] if mixed else None
 
-    def includes(self, k: int, number: int) -> bool:
+    def includes(self, k: int, number: int, raise_if_stopping: Callable[[], None]) -> bool:
         """Return whether the whole tensor is equal in all checkpoints of average k; the first call reads it again.
+
+        Args:
+            k: the number of the average.
+            number: the number of the tensor.
+            raise_if_stopping: raises if the fold is over because another thread failed.
 
         Raises:
             InputChanged: an input could not be read to its end.
@@ -68,27 +66,28 @@ class Constants:
         with self._lock:
             key = number, self._rows[k]
             if key not in self._known:
-                self._known[key] = self._are_equal(number, self._rows[k])
+                self._known[key] = self._are_equal(number, self._rows[k], raise_if_stopping)
             return self._known[key]
 
-    def _are_equal(self, number: int, rows: Sequence[int]) -> bool:
+    def _are_equal(self, number: int, rows: Sequence[int], raise_if_stopping: Callable[[], None]) -> bool:
         extents = [self._extent(number, row) for row in rows]
-        return all(_same(pieces, extents) for pieces in self._pieces(extents))
-
-    def _pieces(self, extents: Sequence[Located]) -> Iterator[list[Bytes]]:
-        """Yield the tensor piece by piece, each from all checkpoints."""
-        largest = max(extent.layout.dtype.itemsize for extent in extents)
-        step = max(_LEAST_ELEMENTS, _ROUND_BYTES // (largest * len(extents)))
-        elements = extents[0].layout.elements
-        for start in range(0, elements, step):
-            self._raise_if_stopping()
-            count = min(step, elements - start)
-            for extent in extents:
-                announce(extent, start, count)
-            yield [read_block(extent, start, count) for extent in extents]
+        return all(_same(pieces, extents) for pieces in _pieces(extents, raise_if_stopping))
 
     def _extent(self, number: int, row: int) -> Located:
         return self._plan.extent(self._plan.tensors[number], self._plan.used[row])
+
+
+def _pieces(extents: Sequence[Located], raise_if_stopping: Callable[[], None]) -> Iterator[list[Bytes]]:
+    """Yield the tensor piece by piece, each from all checkpoints."""
+    largest = max(extent.layout.dtype.itemsize for extent in extents)
+    step = max(_LEAST_ELEMENTS, _ROUND_BYTES // (largest * len(extents)))
+    elements = extents[0].layout.elements
+    for start in range(0, elements, step):
+        raise_if_stopping()
+        count = min(step, elements - start)
+        for extent in extents:
+            announce(extent, start, count)
+        yield [read_block(extent, start, count) for extent in extents]
 
 
 def as_written(raw: Bytes, stored: DType, written: DType) -> Bytes:

@@ -56,7 +56,7 @@ class FoldState:
         self.schedule = Schedule(plan, skipped.union(outcome.number for outcome in done), stretch)
         self.statistics = Statistics(plan)
         self.integrity = IntegrityCheck()
-        self.constants = Constants(plan, self.raise_if_stopping)
+        self.constants = Constants(plan)
         self.weights = list(zip(*(output.weighting.weights for output in plan.outputs), strict=True))
         """Per checkpoint, its weight in each average."""
         self._contents = ContentDigests(plan)
@@ -110,7 +110,7 @@ class FoldState:
         geometry = describe_run(self.sample, self.plan.used) if self.sample is not None else None
         by_average = self.statistics.by_average
         if self.sample is not None and geometry is not None:
-            by_average = add_spreads(by_average, self.sample.spreads, self.sample.measured)
+            add_spreads(by_average, self.sample.spreads, self.sample.measured)
         return FoldOutcome(
             statistics=tuple(map(tuple, by_average)), geometry=geometry, contents=self._contents.digests()
         )

@@ -12,6 +12,7 @@ import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,20 +212,22 @@ class Statistics:
             self._kept.add((k, number))
 
 
-def add_spreads(
-    by_average: Sequence[Sequence[TensorStatistics]], spreads: Float64, measured: Sequence[bool]
-) -> list[list[TensorStatistics]]:
-    """Return the statistics with the spread of each tensor that was measured.
+def add_spreads(by_average: Sequence[list[TensorStatistics]], spreads: Float64, measured: Sequence[bool]) -> None:
+    """Set the spread of each tensor that was measured.
 
     ``spreads`` is (averages, tensors) float64, like ``by_average``; ``measured`` has one value per tensor.
     """
-    return [
-        [
-            replace(found, spread=float(value)) if is_measured else found
-            for found, value, is_measured in zip(row, values, measured, strict=True)
-        ]
-        for row, values in zip(by_average, spreads, strict=True)
-    ]
+    for row, values in zip(by_average, spreads.tolist(), strict=True):
+        for number in compress(range(len(row)), measured):
+            found = row[number]
+            row[number] = TensorStatistics(
+                finite=found.finite,
+                kept=found.kept,
+                norm=found.norm,
+                drift=found.drift,
+                cosine=found.cosine,
+                spread=values[number],
+            )
 
 
 def _describe(sums: array[float]) -> TensorStatistics:

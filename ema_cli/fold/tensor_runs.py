@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,8 +105,9 @@ class RunPlaces:
     @cached_property
     def _positions(self) -> list[Numbers]:
         """Of every tensor of the plan, in each layout."""
-        columns = zip(*(tensor.positions for tensor in self._plan.tensors), strict=True)
-        return [np.array(column, dtype=np.int64) for column in columns]
+        tensors = self._plan.tensors
+        positions = np.fromiter(chain.from_iterable(tensor.positions for tensor in tensors), dtype=np.int64)
+        return list(positions.reshape(len(tensors), -1).T)
 
     @cached_property
     def _bounds(self) -> Numbers:

@@ -193,6 +193,6 @@ class Worker:
         stored = as_written(raw, dtype, tensor.dtype)
         if finite and np.array_equal(stored, rounded.raw):
             return None
-        if not self._state.constants.includes(k, block.number):
+        if not self._state.constants.includes(k, block.number, self._state.raise_if_stopping):
             return None
         return numbers_in(raw, dtype), stored

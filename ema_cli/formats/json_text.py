@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from typing import NoReturn
 
 from ema_cli.storage.source import ByteSource
@@ -26,13 +27,20 @@ class JsonError(ValueError):
     """Why a text is refused; the message continues "it": ``is not JSON``."""
 
 
-def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> dict[str, object]:
+def parse_object(
+    raw: bytes,
+    *,
+    most: int | None = None,
+    nan: bool = False,
+    short: Callable[[dict[str, object]], object] | None = None,
+) -> dict[str, object]:
     """Parse a JSON object.
 
     Args:
         raw: the text in UTF-8.
         most: the limit of entries, in all objects and lists together; checked before any is made.
         nan: accept NaN and infinity, which Python writes although JSON does not have them.
+        short: returns what is kept in memory instead of an inner object, as soon as that is read.
 
     Raises:
         JsonError: it is not a JSON object, or too large.
@@ -43,12 +51,15 @@ def parse_object(raw: bytes, *, most: int | None = None, nan: bool = False) -> d
     refuse_large(raw)
     try:
         constant = None if nan else _no_constant
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=constant)
+        made = _unique if short is None else lambda pairs: short(_unique(pairs))
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=made, parse_constant=constant)
     except JsonError:
         raise
     except (ValueError, RecursionError) as error:
         raise JsonError("is not JSON") from error
     if not isinstance(value, dict):
+        if short is not None:  # which may have taken the outer object for an inner one
+            return parse_object(raw, most=most, nan=nan)
         raise JsonError("is not a JSON object")
     return value
 

@@ -11,14 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
 
-from ema_cli.dtypes import BY_NAME, RANK
+from ema_cli.dtypes import BY_NAME, RANK, DType
 from ema_cli.errors import InputRefused
-from ema_cli.formats.json_text import JsonError, parse_object
+from ema_cli.formats.json_text import JsonError, parse_object, refuse_large
 from ema_cli.formats.state_dict.flat_optimizers import find_flat_optimizers
 from ema_cli.formats.state_dict.step_keys import steps_in_texts
 from ema_cli.formats.structure import MOST_DIMENSIONS, MOST_TENSORS, Structure, are_sizes, writable_name
+from ema_cli.record import record
+from ema_cli.records.garbage import without_collections
 from ema_cli.records.live_snapshot import SNAPSHOT_KEY, method_of_snapshot
 from ema_cli.storage.extents import LayoutPool, TensorLayout
 from ema_cli.storage.source import ByteSource
@@ -28,6 +33,10 @@ LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 _ALIGNMENT = 8
 _HALF_CHARACTER = regex("[\ud800-\udfff]")
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_METADATA_FIRST = regex(rb'\{"__metadata__":(\{(?:%b:%b(?:,(?=")|(?=\})))*+\}),(?=")' % (_TEXT, _TEXT), re.DOTALL)
+"""The beginning of a header up to its first tensor."""
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def looks_like_safetensors(head: bytes) -> bool:
@@ -36,7 +45,7 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 
 def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
-    """Read the header of a safetensors file; ``pool`` parses equal headers of files of equal size once.
+    """Read the header of a safetensors file; ``pool`` parses equal entries of files of equal data size once.
 
     Raises:
         InputRefused: the header is malformed, or does not match the data.
@@ -50,29 +59,67 @@ def read_safetensors(source: ByteSource, pool: LayoutPool) -> Structure:
     if length > source.size() - 8:
         raise InputRefused(f"is truncated: its header should have {length:,} bytes, but the file has {source.size():,}")
     raw = source.read(8, length)
-    digest = hashlib.sha256(raw).digest()
-    data_bytes = source.size() - 8 - length
-    return pool.remember(("safetensors", digest, data_bytes), lambda: _read_header(raw, digest, data_bytes))
-
-
-def _read_header(raw: bytes, digest: bytes, data_bytes: int) -> Structure:
-    entries, metadata = _parse(raw)
-    data_start = 8 + len(raw)
-    read = {name: _entry(name, entry) for name, entry in entries.items()}
-    _check_ranges([(begin, end) for _, begin, end in read.values()], data_bytes)
-    states = find_flat_optimizers({name: getattr(layout, "shape", None) for name, (layout, _, _) in read.items()})
-    ignored = frozenset(name for names in states.values() for name in names)
-    tensors = {name: entry for name, entry in read.items() if name not in ignored}
+    entries, metadata = _read_header(raw, source.size() - 8 - length, pool)
     return Structure(
         format="safetensors",
-        layouts=tuple(layout for layout, _, _ in tensors.values() if isinstance(layout, TensorLayout)),
-        offsets=tuple(data_start + begin for layout, begin, _ in tensors.values() if isinstance(layout, TensorLayout)),
-        unreadable=tuple((name, reason) for name, (reason, _, _) in tensors.items() if isinstance(reason, str)),
-        digest=digest,
+        layouts=entries.layouts,
+        offsets=array("q", [8 + length + begin for begin in entries.begins]),
+        unreadable=entries.unreadable,
+        digest=hashlib.sha256(raw).digest(),
         metadata=metadata,
         steps=tuple(steps_in_texts(metadata)),
         choice=_snapshot(metadata),
+        ignored=entries.ignored,
+    )
+
+
+@record
+class _Entries:
+    """The tensors of a header."""
+
+    layouts: tuple[TensorLayout, ...]
+    begins: array[int]
+    """Their first bytes in the data section."""
+    unreadable: tuple[tuple[str, str], ...]
+    ignored: tuple[str, ...]
+    metadata: dict[str, str] | None
+    """The metadata, if they are between the tensors; ``None`` if there are none."""
+
+
+def _read_header(raw: bytes, data_bytes: int, pool: LayoutPool) -> tuple[_Entries, dict[str, str]]:
+    """Return the tensors and the metadata.
+
+    Metadata that come first, as the library writes them, are read apart: each checkpoint of a run may have its own.
+    """
+    try:
+        refuse_large(raw)
+        apart = _METADATA_FIRST.match(raw)
+        text = (raw if apart is None else b"{" + raw[apart.end() :]).rstrip(b" ")  # the padding
+        key = ("safetensors", hashlib.sha256(text).digest(), data_bytes)
+        entries = pool.remember(key, lambda: _read_entries(text, data_bytes))
+        if apart is None:
+            return entries, entries.metadata or {}
+        if entries.metadata is not None:
+            raise JsonError('names "__metadata__" twice')
+        return entries, _checked_metadata(parse_object(apart[1]))
+    except JsonError as error:
+        raise InputRefused(f"has a damaged header: it {error}") from error
+
+
+def _read_entries(text: bytes, data_bytes: int) -> _Entries:
+    with without_collections():
+        entries, metadata = _parse(text, _shortener())
+        read = {name: _entry(name, entry) for name, entry in entries.items()}
+        _check_ranges([(begin, end) for _, begin, end in read.values()], data_bytes)
+        states = find_flat_optimizers({name: getattr(layout, "shape", None) for name, (layout, _, _) in read.items()})
+    ignored = frozenset(name for names in states.values() for name in names)
+    tensors = [(name, layout, begin) for name, (layout, begin, _) in read.items() if name not in ignored]
+    return _Entries(
+        layouts=tuple(layout for _, layout, _ in tensors if isinstance(layout, TensorLayout)),
+        begins=array("q", [begin for _, layout, begin in tensors if isinstance(layout, TensorLayout)]),
+        unreadable=tuple((name, reason) for name, reason, _ in tensors if isinstance(reason, str)),
         ignored=tuple(name for name in read if name in ignored),
+        metadata=metadata,
     )
 
 
@@ -84,23 +131,50 @@ def _snapshot(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return (f"saved by a live EMA: {method.label if method else 'its metadata are damaged'}",)
 
 
-def build_header(layouts: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, list[TensorLayout]]:
+class Stored(Protocol):
+    """A tensor of a file."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> DType:
+        """Its element type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+
+
+T = TypeVar("T", bound=Stored)
+
+
+def build_header(tensors: Iterable[T], metadata: Mapping[str, str]) -> tuple[bytes, list[T]]:
     """Return the bytes before the data section, and the tensors in the order of their data.
 
     The bytes equal those of ``safetensors.torch.save_file``, except that metadata keys are sorted.
     """
-    ordered = sorted(layouts, key=lambda layout: (RANK[layout.dtype.name], layout.name))
-    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    ordered = sorted(tensors, key=lambda tensor: rank(tensor.name, tensor.dtype))
+    parts = [f'"__metadata__":{_json(dict(sorted(metadata.items())))}'] if metadata else []
     position = 0
-    for layout in ordered:
-        end = position + layout.nbytes
-        entries[layout.name] = {
-            "dtype": layout.dtype.name,
-            "shape": list(layout.shape),
-            "data_offsets": [position, end],
-        }
+    for tensor in ordered:
+        end = position + tensor.nbytes
+        shape = ",".join(map(str, tensor.shape))
+        parts.append(
+            f'{_json(tensor.name)}:{{"dtype":"{tensor.dtype.name}","shape":[{shape}],"data_offsets":[{position},{end}]}}'
+        )
         position = end
-    return _encoded(entries), ordered
+    return _header(f"{{{','.join(parts)}}}"), ordered
+
+
+def rank(name: str, dtype: DType) -> tuple[int, str]:
+    """Return the sort key of the tensors in a file."""
+    return RANK[dtype.name], name
 
 
 def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
@@ -109,28 +183,35 @@ def header_with(raw: bytes, metadata: Mapping[str, str]) -> bytes:
     The entries of the tensors keep their order.
     """
     entries, present = _parse(raw)
-    return _encoded({"__metadata__": dict(sorted({**present, **metadata}.items())), **entries})
+    return _header(_json({"__metadata__": dict(sorted({**(present or {}), **metadata}.items())), **entries}))
 
 
-def _encoded(entries: Mapping[str, object]) -> bytes:
-    body = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    body += b" " * (-len(body) % _ALIGNMENT)
-    return len(body).to_bytes(8, "little") + body
+def _header(text: str) -> bytes:
+    body = text.encode()
+    padding = b" " * (-len(body) % _ALIGNMENT)
+    return b"".join(((len(body) + len(padding)).to_bytes(8, "little"), body, padding))
 
 
-def _parse(raw: bytes) -> tuple[dict[str, object], dict[str, str]]:
+def _parse(
+    raw: bytes, short: Callable[[dict[str, object]], object] | None = None
+) -> tuple[dict[str, object], dict[str, str] | None]:
+    """Return the entries of the tensors, and the metadata; ``None`` if there are none."""
     try:
-        header = parse_object(raw)
+        header = parse_object(raw, short=short)
     except JsonError as error:
         raise InputRefused(f"has a damaged header: it {error}") from error
     if raw[:1] != b"{":
         raise InputRefused("has a damaged header: it is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
-        raise InputRefused("has a damaged header: its metadata must be strings")
+    metadata = _checked_metadata(header.pop("__metadata__")) if "__metadata__" in header else None
     if len(header) > MOST_TENSORS:
         raise InputRefused(f"declares {len(header):,} tensors, more than the limit of {MOST_TENSORS:,}")
     return header, metadata
+
+
+def _checked_metadata(metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(_is_text(part) for item in metadata.items() for part in item):
+        raise InputRefused("has a damaged header: its metadata must be strings")
+    return metadata
 
 
 def _is_text(value: object) -> bool:
@@ -138,25 +219,41 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and _HALF_CHARACTER.search(value) is None
 
 
+def _shortener() -> Callable[[dict[str, object]], object]:
+    """Return a function that makes the entry of a tensor a tuple, which takes a fifth of the memory.
+
+    The tuple has the type (its name if it is unknown), the shape, the begin and the end; equal shapes are one object.
+    Other objects are returned as they are.
+    """
+    shapes: dict[tuple[object, ...], tuple[object, ...]] = {}
+
+    def shorten(value: dict[str, object]) -> object:
+        match value:
+            case {"dtype": str(dtype), "shape": [*sizes], "data_offsets": [int(begin), int(end)]}:
+                shape = tuple(sizes)
+                shape = shapes.setdefault(shape, shape) if are_sizes(shape) else shape
+                return BY_NAME.get(dtype, dtype), shape, begin, end
+        return value
+
+    return shorten
+
+
 def _entry(name: str, entry: object) -> tuple[TensorLayout | str, int, int]:
-    """Return the layout and the byte range of a header entry; the reason instead of a layout if it is unreadable."""
-    match entry:
-        case {"dtype": str(dtype_name), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
-            pass
-        case _:
-            raise InputRefused(f"has a damaged entry for tensor {quoted(name)}")
+    """Return the layout and the byte range of a short header entry; the reason instead of a layout if unreadable."""
+    if not isinstance(entry, tuple):
+        raise InputRefused(f"has a damaged entry for tensor {quoted(name)}")
+    dtype, shape, begin, end = entry
     if len(shape) > MOST_DIMENSIONS or not are_sizes(shape):
         raise InputRefused(f"tensor {quoted(name)} has a damaged shape")
     if not writable_name(name):
         raise InputRefused(f"tensor {quoted(name)} has a name that cannot be written")
     if not are_sizes((begin, end)):
         raise InputRefused(f"tensor {quoted(name)} has damaged data offsets")
-    dtype = BY_NAME.get(dtype_name)
-    if dtype is None:
-        return f"has the element type {quoted(dtype_name)}, which cannot be averaged", begin, end
+    if isinstance(dtype, str):
+        return f"has the element type {quoted(dtype)}, which cannot be averaged", begin, end
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise InputRefused(f"tensor {quoted(name)} declares {end - begin:,} bytes, which do not match its shape")
-    return TensorLayout(name=name, dtype=dtype, shape=tuple(shape), strides=None), begin, end
+    return TensorLayout(name=name, dtype=dtype, shape=shape, strides=None), begin, end
 
 
 def _check_ranges(ranges: list[tuple[int, int]], data_bytes: int) -> None:

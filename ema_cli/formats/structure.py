@@ -105,7 +105,7 @@ def writable_name(name: str) -> bool:
 
 def are_sizes(values: Iterable[object]) -> bool:
     """Whether all ``values`` are valid sizes, strides or offsets: integers from 0 up to ``SIZE_LIMIT``."""
-    return all(type(value) is int and 0 <= value < SIZE_LIMIT for value in values)
+    return all([type(value) is int and 0 <= value < SIZE_LIMIT for value in values])  # noqa: C419 - few, and faster
 
 
 def refusal_of(name: str, refused: InputRefused) -> InputRefused:

@@ -21,6 +21,7 @@ from ema_cli.planning.ties import DroppedTies, drop_ties
 from ema_cli.planning.unused_patterns import warn_of_unused_patterns
 from ema_cli.planning.warnings import warn_of_chosen_weights, warn_of_plan, warn_of_unmatched
 from ema_cli.records.files import SideFile
+from ema_cli.records.garbage import without_collections
 from ema_cli.records.plan import LARGEST_RUN, ROW_ELEMENTS, Buffers, Plan, PlannedTensor
 from ema_cli.records.series import Continuation, Role, Series
 from ema_cli.text import human_bytes
@@ -42,6 +43,7 @@ _CUDA_BUFFER_BYTES = 500_000_000
 _MOST_THREADS = 8
 
 
+@without_collections()
 def make_plan(series: Series, options: Options) -> Plan:
     """Return the plan for averaging ``series``.
 

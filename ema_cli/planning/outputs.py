@@ -20,7 +20,6 @@ from ema_cli.records.files import Placement, PlannedFile, SideFile
 from ema_cli.records.live_snapshot import FROM_SNAPSHOT
 from ema_cli.records.plan import PlannedOutput, PlannedTensor
 from ema_cli.records.series import Checkpoint, Series
-from ema_cli.storage.extents import TensorLayout
 from ema_cli.storage.locations import Location, expanded, full_name, locate
 from ema_cli.text import quoted
 from ema_cli.weights.methods import Method, Weighting
@@ -46,11 +45,10 @@ def plan_outputs(
     if options.output_format != "safetensors":
         placement = _place(weightings, series, tensors, options)
         return _distinct(_plan_placed(weighting, series, placement, options) for weighting in weightings)
-    layouts = [TensorLayout(name=t.name, dtype=t.dtype, shape=t.shape, strides=None) for t in tensors]
     shared = {name: tensor.name for tensor in tensors for name in tensor.stands_for}
     shared |= {f"{OUR_METADATA}lacking": json.dumps(sorted(lacking))} if lacking else {}
     return _distinct(
-        _plan_output(layouts, shared | _numbers(tensors, k), weighting, series, options, side_files=side_files)
+        _plan_output(tensors, shared | _numbers(tensors, k), weighting, series, options, side_files=side_files)
         for k, weighting in enumerate(weightings)
     )
 
@@ -106,7 +104,7 @@ def _plan_placed(weighting: Weighting, series: Series, placement: Placement, opt
 
 
 def _plan_output(
-    layouts: Sequence[TensorLayout],
+    tensors: Sequence[PlannedTensor],
     shared: Mapping[str, str],
     weighting: Weighting,
     series: Series,
@@ -118,8 +116,8 @@ def _plan_output(
     metadata = {**shared, **_metadata(weighting.method, series, options, fingerprint)}
     path = output_path(weighting.method, options)
     if options.max_shard_size is None:
-        data_bytes = sum(layout.nbytes for layout in layouts)
-        whole = PlannedFile(name=path.name, header=build_header(layouts, metadata)[0], begin=0, data_bytes=data_bytes)
+        data_bytes = sum(tensor.nbytes for tensor in tensors)
+        whole = PlannedFile(name=path.name, header=build_header(tensors, metadata)[0], begin=0, data_bytes=data_bytes)
         return PlannedOutput(
             weighting=weighting,
             path=path,
@@ -128,7 +126,7 @@ def _plan_output(
             fingerprint=fingerprint,
         )
     stem = series.members[-1].checkpoint.stem
-    files, index = plan_files(layouts, metadata, stem, options.max_shard_size)
+    files, index = plan_files(tensors, metadata, stem, options.max_shard_size)
     return PlannedOutput(
         weighting=weighting,
         path=path,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ema_cli.dtypes import BY_TORCH_NAME, DType, Kind
-from ema_cli.formats.safetensors import build_header
+from ema_cli.formats.safetensors import rank
 from ema_cli.naming import is_batch_norm_statistic
 from ema_cli.options.average import Options
 from ema_cli.planning.matching import Matched, why_copied
@@ -46,44 +47,34 @@ def plan_tensors(
     reasons = {name: _why_copied(name, layout, matched, options) for name, (_, layout) in reference.items()}
     reasons |= {name: _ALPHA if tensor.action is Action.SCALED else "" for name, tensor in joined.items()}
     first = matched.tensors[layout_numbers[0]]
-    from_first = {name for name in first if options.buffers == "first" and is_batch_norm_statistic(name)}
-    sources = {name: 0 if name in from_first else last for name in reference}
-    read = {name: matched.tensors[layout_numbers[source]][name][1] for name, source in sources.items()}
-    layouts = [
-        TensorLayout(
-            name=name,
-            dtype=_output_dtype(layout.dtype, reasons[name], options),
-            shape=joined[name].shape if name in joined else layout.shape,
-            strides=None,
-        )
-        for name, layout in read.items()
-    ]
+    from_first = {name for name in first if is_batch_norm_statistic(name)} if options.buffers == "first" else set()
+    read = {name: first[name][1] if name in from_first else layout for name, (_, layout) in reference.items()}
+    dtypes = {name: _output_dtype(layout.dtype, reasons[name], options) for name, layout in read.items()}
     ties = checkpoints[last].ties
     stands_for: dict[str, list[str]] = {}
     for name, kept in sorted(replaced_by.items()):
         stands_for.setdefault(kept, []).append(name)
     planned = []
     offset = 0
-    for layout in build_header(layouts, {})[1]:
-        name = layout.name
-        tied_to = ties.get(name)
-        planned.append(
-            PlannedTensor(
-                name=name,
-                shape=layout.shape,
-                elements=layout.elements,
-                dtype=layout.dtype,
-                action=_action(reasons[name], joined.get(name)),
-                pieces=joined[name].pieces if name in joined else None,
-                why_copied=reasons[name],
-                positions=tuple(found[name][0] if name in found else -1 for found in matched.tensors),
-                copied_from=sources[name],
-                offset=offset,
-                tied_to=tied_to if tied_to in reference else None,
-                stands_for=tuple(stands_for.get(name, ())),
-            )
+    for name in sorted(read, key=lambda name: rank(name, dtypes[name])):
+        dtype, tied_to = dtypes[name], ties.get(name)
+        shape = joined[name].shape if name in joined else read[name].shape
+        tensor = PlannedTensor(
+            name=name,
+            shape=shape,
+            elements=math.prod(shape),
+            dtype=dtype,
+            action=_action(reasons[name], joined.get(name)),
+            pieces=joined[name].pieces if name in joined else None,
+            why_copied=reasons[name],
+            positions=tuple([found[name][0] if name in found else -1 for found in matched.tensors]),
+            copied_from=0 if name in from_first else last,
+            offset=offset,
+            tied_to=tied_to if tied_to in reference else None,
+            stands_for=tuple(stands_for.get(name, ())),
         )
-        offset += layout.nbytes
+        planned.append(tensor)
+        offset += tensor.nbytes
     return tuple(planned)
 
 

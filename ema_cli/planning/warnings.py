@@ -127,11 +127,14 @@ def _warnings_about_averaged(tensors: Sequence[PlannedTensor]) -> Iterator[RunWa
 
 
 def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -> Iterator[RunWarning]:
-    found: dict[str, set[DType]] = {}
-    for tensors in chosen:
-        for name, (_, layout) in tensors.items():
-            found.setdefault(name, set()).add(layout.dtype)
-    names = [quoted(name) for name, dtypes in found.items() if len(dtypes) > 1 and name in planned]
+    first: dict[str, DType] = {}
+    differ = {
+        name
+        for tensors in chosen
+        for name, (_, layout) in tensors.items()
+        if first.setdefault(name, layout.dtype) is not layout.dtype
+    }
+    names = [quoted(name) for name in first if name in differ and name in planned]
     if names:
         yield RunWarning(
             code="dtypes-differ",

@@ -217,8 +217,9 @@ class Plan:
         alike = Counter(self.layout_numbers[i] for i in self.used)
         layouts = {self.layout_numbers[i]: self.series.members[i].checkpoint.index.layouts for i in self.used}
         for tensor in self.tensors:
-            if tensor.action is Action.AVERAGED and tensor.pieces is None:
-                total += sum(layouts[n][tensor.positions[n]].nbytes * count for n, count in alike.items())
+            if tensor.action is Action.AVERAGED and tensor.pieces is None:  # of one shape everywhere
+                sizes = [layouts[n][tensor.positions[n]].dtype.itemsize * count for n, count in alike.items()]
+                total += tensor.elements * sum(sizes)
             else:
                 total += sum(self.layout(tensor, i).nbytes for i in self.readers(tensor))
         return total

@@ -17,6 +17,7 @@ from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
 from ema_cli.records.files import FileRole, Written
 from ema_cli.records.fold_results import FoldOutcome, TensorStatistics
+from ema_cli.records.garbage import without_collections
 from ema_cli.records.plan import Plan, PlannedOutput, PlannedTensor
 from ema_cli.records.ranks import RankShare
 from ema_cli.records.reported_output import File, Output
@@ -27,6 +28,7 @@ from ema_cli.report.redaction import redacted_report
 from ema_cli.weights.diagnostics import Diagnostics, diagnose
 
 
+@without_collections()
 def build_report(
     plan: Plan,
     options: Options,

@@ -11,7 +11,7 @@ from ema_cli.records.record_types import build
 from ema_cli.report.batch_index import BatchIndex
 from ema_cli.report.beside import LARGEST_BYTES, parse_report
 from ema_cli.report.model import Report, Tool
-from ema_cli.report.serialize import to_json_bytes
+from ema_cli.report.serialize import to_json_pieces
 from ema_cli.storage.locations import Location, open_source
 
 INDEX_SUFFIXES = (".json", ".html")
@@ -19,17 +19,17 @@ INDEX_SUFFIXES = (".json", ".html")
 _HEAD_BYTES = 4096
 
 
-def render_report(report: Report, suffix: str) -> bytes:
-    """Return a report as HTML (``.html``), Markdown (``.md``) or JSON."""
+def render_report(report: Report, suffix: str) -> list[bytes]:
+    """Return a report as HTML (``.html``), Markdown (``.md``) or JSON, in pieces: it can be large."""
     if suffix == ".html":
         from ema_cli.report.html import to_html  # noqa: PLC0415 - jinja2 takes a moment
 
-        return to_html(report).encode(errors="backslashreplace")
+        return [to_html(report).encode(errors="backslashreplace")]
     if suffix == ".md":
         from ema_cli.report.markdown import to_markdown  # noqa: PLC0415
 
-        return to_markdown(report).encode(errors="backslashreplace")
-    return to_json_bytes(report)
+        return [to_markdown(report).encode(errors="backslashreplace")]
+    return to_json_pieces(report)
 
 
 def render_index(index: BatchIndex, suffix: str) -> bytes:
@@ -38,7 +38,7 @@ def render_index(index: BatchIndex, suffix: str) -> bytes:
         from ema_cli.report.html import index_to_html  # noqa: PLC0415 - jinja2 takes a moment
 
         return index_to_html(index).encode()
-    return to_json_bytes(index)
+    return b"".join(to_json_pieces(index))
 
 
 def is_report(path: Location) -> bool:

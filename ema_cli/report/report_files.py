@@ -30,7 +30,7 @@ def stage_reports(plan: Plan, report: Report, options: Options, unpublished: Exi
         OutputError: a report cannot be written.
 
     """
-    contents: dict[Location, bytes] = {
+    contents: dict[Location, list[bytes]] = {
         report_path(output.path): render_report(report_of_average(report, k), ".json")
         for k, output in enumerate(plan.outputs)
     }
@@ -91,15 +91,15 @@ def _is_there(report: Location) -> bool:
     return True
 
 
-def _requested(report: Report, options: Options) -> dict[Location, bytes]:
+def _requested(report: Report, options: Options) -> dict[Location, list[bytes]]:
     return {path: render_report(report, path.suffix) for path in options.report}
 
 
-def _stage(contents: dict[Location, bytes], unpublished: ExitStack) -> list[Finished]:
+def _stage(contents: dict[Location, list[bytes]], unpublished: ExitStack) -> list[Finished]:
     files = []
-    for path, data in contents.items():
+    for path, pieces in contents.items():
         file = make_small(path)
         unpublished.callback(file.discard)
-        file.write(data)
+        file.write(*pieces)
         files.append(Finished(path=path, target=file))
     return files

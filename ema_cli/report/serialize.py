@@ -5,53 +5,61 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from io import BytesIO
-from typing import Any, NoReturn, TypeGuard
+from itertools import chain, islice, repeat
+from operator import add
+from typing import Any, NoReturn
 
 from ema_cli.records.record_types import build
 from ema_cli.report.batch_index import BatchIndex
-from ema_cli.report.model import Report
+from ema_cli.report.model import Average, Report
 from ema_cli.report.redaction import redacted_index, redacted_report
+
+_TEXTS_IN_PIECE = 256
+"""Mostly one per tensor, of 400 characters."""
+_LARGE = (Report, Average, BatchIndex)
+"""Records that are not made one text: they have a record per tensor or per job."""
 
 
 def to_json(document: Report | BatchIndex) -> str:
     """Return a report or the index of a batch as JSON, ASCII only, without NaN and without secrets."""
-    return to_json_bytes(document).decode("ascii")
+    return b"".join(to_json_pieces(document)).decode("ascii")
 
 
-def to_json_bytes(document: Report | BatchIndex) -> bytes:
-    """Return the same as bytes.
+def to_json_pieces(document: Report | BatchIndex) -> list[bytes]:
+    """Return the same as bytes, cut into pieces.
 
     The text is that of ``json.dumps`` with an indentation of one space. The report of a model with 100,000 tensors has
-    50 MB, so it is not made of dictionaries first.
+    50 MB, so it is not made of dictionaries first, and never is in one piece.
     """
     public = redacted_report(document) if isinstance(document, Report) else redacted_index(document)
-    out = BytesIO()
-    _write(public, "\n", out.write)
-    out.write(b"\n")
-    return out.getvalue()
+    texts, pieces = chain(_texts(public, "\n"), "\n"), list[bytes]()
+    while some := "".join(islice(texts, _TEXTS_IN_PIECE)):
+        pieces.append(some.encode("ascii"))
+    return pieces
 
 
-def _write(value: object, newline: str, write: Callable[[bytes], object]) -> None:
-    """Write a value; records in tuples are written one by one. ``newline`` ends with the indentation of the value."""
-    kind: Any = type(value)
-    if _is_list_of_records(value):
-        between = b"["
-        for record in value:
-            write(between + f"{newline} {_text(record, newline + ' ')}".encode("ascii"))
-            between = b","
-        write(f"{newline}]".encode("ascii"))
-    elif dataclasses.is_dataclass(value):
-        between = b"{"
-        for name, key in _keys(kind):
-            write(between + f"{newline} {key}".encode("ascii"))
-            _write(getattr(value, name), newline + " ", write)
-            between = b","
-        write(f"{newline}}}".encode("ascii"))
+def _texts(value: object, newline: str) -> Iterator[str]:
+    """Yield the text of a value, that of a large one in parts. ``newline`` ends with the indentation of the value."""
+    inner = f"{newline} "
+    if isinstance(value, _LARGE):
+        kind: Any = type(value)
+        between = "{"
+        for name, key in zip(*_fields(kind), strict=True):
+            yield f"{between}{inner}{key}"
+            yield from _texts(getattr(value, name), inner)
+            between = ","
+        yield f"{newline}}}"
+    elif isinstance(value, tuple) and value:
+        between = "["
+        for item in value:
+            yield f"{between}{inner}"
+            yield from _texts(item, inner) if isinstance(item, _LARGE) else (_text(item, inner),)
+            between = ","
+        yield f"{newline}]"
     else:
-        write(_text(value, newline).encode("ascii"))
+        yield _text(value, newline)
 
 
 def _text(value: object, newline: str) -> str:
@@ -62,22 +70,20 @@ def _text(value: object, newline: str) -> str:
         return plain(value)
     inner = f"{newline} "
     if dataclasses.is_dataclass(value):
-        fields = [(key, getattr(value, name)) for name, key in _keys(kind)]
-        texts = [f"{key}{plain(v) if (plain := _PLAIN.get(type(v))) else _text(v, inner)}" for key, v in fields]
-        return f"{{{inner}{f',{inner}'.join(texts)}{newline}}}"
+        names, keys = _fields(kind)
+        values = map(getattr, repeat(value), names)
+        texts = [plain(v) if (plain := _PLAIN.get(type(v))) else _text(v, inner) for v in values]
+        return f"{{{inner}{f',{inner}'.join(map(add, keys, texts))}{newline}}}"
     if isinstance(value, tuple):
         return f"[{inner}{f',{inner}'.join([_text(item, inner) for item in value])}{newline}]" if value else "[]"
     return json.dumps(value, indent=1, allow_nan=False, default=dataclasses.asdict).replace("\n", newline)
 
 
-def _is_list_of_records(value: object) -> TypeGuard[tuple[object, ...]]:
-    return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
-
-
 @cache
-def _keys(record: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401 - a type
-    """Return the fields of a record, each with its key as JSON."""
-    return tuple((field.name, f'"{field.name}": ') for field in dataclasses.fields(record))
+def _fields(record: Any) -> tuple[list[str], list[str]]:  # noqa: ANN401 - a type
+    """Return the names of the fields of a record, and their keys in JSON."""
+    names = [field.name for field in dataclasses.fields(record)]
+    return names, [f'"{name}": ' for name in names]
 
 
 def _number(value: float) -> str:

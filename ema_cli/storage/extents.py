@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, repeat
 from types import MappingProxyType
 from typing import TypeVar, cast
 
@@ -209,7 +209,7 @@ class TensorIndex:
         self._files = _as_array(files)
         self._records = records
         counts = (layout.pieces for layout in layouts)
-        has_parts = any(layout.pieces > 1 for layout in layouts)
+        has_parts = any(layout.pieces > 1 for layout in layouts if layout.parts or layout.links)
         self._first = array("q", accumulate(counts, initial=0)) if has_parts else None
         """The first piece of each tensor; ``None`` if each tensor is one piece."""
 
@@ -261,6 +261,8 @@ class TensorIndex:
 
     def ties(self) -> dict[str, str]:
         """Return ``{name: first name}`` of the tensors that share all their bytes with an earlier tensor."""
+        if len(set(zip(self._offsets, self._files or repeat(0), strict=False))) == len(self._offsets):
+            return {}  # no two pieces begin at one place, as in most files
         first: dict[object, str] = {}
         tied: dict[str, str] = {}
         begin = 0

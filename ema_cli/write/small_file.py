@@ -27,15 +27,16 @@ class SmallFile:
         """Open until the file is published or discarded: it holds the lock of the temporary file."""
         self._published = False
 
-    def write(self, data: bytes) -> None:
+    def write(self, *pieces: bytes) -> None:
         """Write the file durably under a temporary name, in folders that may be new; remove what killed runs left."""
         with Writing(self._path):
             remove_abandoned(self._path)
             original = Permissions.of(self._path)
             self._make(mode_of_new_file(original))
-            view = memoryview(data)
-            while view:
-                view = view[os.write(self._fd, view) :]
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(self._fd, view) :]
             if original is not None:
                 original.set_on(self._fd)
             os.fsync(self._fd)

@@ -45,8 +45,8 @@ class SmallTarget(Protocol):
     Every method but ``discard`` raises ``OutputError`` when the system or the store refuses something.
     """
 
-    def write(self, data: bytes) -> None:
-        """Take the contents. Arrange for ``discard`` first."""
+    def write(self, *pieces: bytes) -> None:
+        """Take the contents, which may be in pieces. Arrange for ``discard`` first."""
 
     def publish(self) -> None:
         """Give the file its name."""

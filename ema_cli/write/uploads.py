@@ -34,9 +34,9 @@ class SmallUpload:
         self._url = url
         self._data = b""
 
-    def write(self, data: bytes) -> None:
+    def write(self, *pieces: bytes) -> None:
         """Keep the contents until ``publish``."""
-        self._data = data
+        self._data = b"".join(pieces)
 
     def publish(self) -> None:
         """Send the file."""

@@ -151,7 +151,7 @@ def _pages(data: bytes) -> None:
     fault = find_fault(report)
     if fault is not None:
         raise InputRefused(fault)
-    _check_page(render_report(report, ".html").decode())
+    _check_page(b"".join(render_report(report, ".html")).decode())
     for suffix in (".md", ".json"):
         render_report(report, suffix)
 

@@ -14,11 +14,8 @@ Reference: the documentation of the opcodes in CPython's ``pickletools``.
 
 from __future__ import annotations
 
-import gc
 import pickle  # for the names of the opcodes only: nothing is ever unpickled
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from ema_cli.formats.inert_pickle import call_opcodes, container_opcodes, memo, scalar_opcodes
 from ema_cli.formats.inert_pickle.costs import COSTS, MOST_BYTES
@@ -32,6 +29,7 @@ from ema_cli.formats.inert_pickle.values import (
     no_persistent_load,
     no_reduce,
 )
+from ema_cli.records.garbage import without_collections
 
 _STOP = ord(pickle.STOP)
 _LONG_BINPUT = ord(pickle.LONG_BINPUT)
@@ -65,7 +63,7 @@ def read_pickle(
     """
     machine = Machine(data, start, reduce, persistent_load, most_bytes)
     try:
-        with _without_collections():
+        with without_collections():
             return run(machine), machine.position
     except PickleError:
         raise
@@ -73,19 +71,6 @@ def read_pickle(
         raise PickleTruncated("it is truncated") from error
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise PickleError(f"damaged at byte {machine.position:,}") from error
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Stop the garbage collector: millions of new values, none of them garbage, would start it again and again."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def run(machine: Machine) -> object:

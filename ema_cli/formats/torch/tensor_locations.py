@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Hashable, Mapping
 
 from ema_cli.dtypes import BY_TORCH_NAME
@@ -26,7 +27,7 @@ class LocatedTensors:
     """The tensors of a state dict with their offsets in a file."""
 
     layouts: tuple[TensorLayout, ...]
-    offsets: tuple[int, ...]
+    offsets: array[int]
     """Byte offsets of their first elements."""
     unreadable: tuple[tuple[str, str], ...]
     """Tensors that are not plain numbers: name and reason."""
@@ -63,7 +64,7 @@ def locate_tensors(
     found = pool.remember(("place", origin, tuple(sizes.values())), lambda: _in_storages(tensors, sizes))
     return LocatedTensors(
         layouts=found.layouts,
-        offsets=tuple(storages[key][0] + offset for key, offset in found.offsets),
+        offsets=array("q", [storages[key][0] + offset for key, offset in found.offsets]),
         unreadable=found.unreadable,
     )
 

@@ -18,6 +18,7 @@ from ema_cli.formats.torch.declared_storages import DeclaredStorages
 from ema_cli.formats.torch.objects import TensorRef, reduce
 from ema_cli.formats.torch.tensor_locations import locate_tensors
 from ema_cli.formats.torch.zip_archive import RESAVE, Archive
+from ema_cli.records.garbage import without_collections
 from ema_cli.storage.extents import LayoutPool
 from ema_cli.storage.source import ByteSource
 from ema_cli.text import quoted
@@ -27,6 +28,7 @@ LARGEST_PICKLE = 100_000_000
 _LONGEST_ORDER = 16
 
 
+@without_collections()
 def read_torch_zip(source: ByteSource, keys: Keys, pool: LayoutPool) -> Structure:
     """Read the structure of a zip checkpoint; equal pickles are parsed once per ``pool``.
 

@@ -130,7 +130,7 @@ class RecomputedCopy:
         path = report_path(self._path)
         beside = make_small(path)
         unpublished.callback(beside.discard)
-        beside.write(render_report(report, ".json"))
+        beside.write(*render_report(report, ".json"))
         with uninterrupted():
             publish_all([Finished(path=self._path, target=target), Finished(path=path, target=beside)])
 
