@@ -22,7 +22,7 @@ _RAW_BUFFERS = 4
 """Blocks of checkpoints that are added together if there are several averages: the sums stay in the first cache."""
 MOST_CHECKPOINTS = 16
 """Checkpoints that are read from files with one call."""
-_READ_BYTES = 1 << 21
+_READ_BYTES = 1 << 20
 """Bytes of all checkpoints that are read before they are added: large reads are cheap, small ones stay in a cache."""
 _NOTHING = np.empty(0, dtype=np.int64)
 
