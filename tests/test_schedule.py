@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ema_cli.evidence.probe import examine_series
+from ema_cli.fold import schedule
 from ema_cli.fold.schedule import Block, Schedule
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import planned
@@ -28,7 +29,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     """A plan of two checkpoints of one tensor, of 16 windows of four blocks; two windows of each are announced."""
     monkeypatch.setattr(FileSource, "window_bytes", _WINDOW)
     monkeypatch.setattr(FileSource, "prefetch_bytes", 4 * _WINDOW)
-    paths = write_series(tmp_path, [{"w": torch.zeros(16 * _WINDOW // 4)}] * 2)
+    monkeypatch.setattr(schedule, "TOGETHER_BYTES", 0)
+    paths = write_series(tmp_path, [{"w": torch.linspace(0, last, 16 * _WINDOW // 4)} for last in (1, 2)])
     with planned(make_options(paths, decay=0.5)) as made:
         yield replace(made, buffers=replace(made.buffers, threads=2, block_elements=_WINDOW // 16))
 
@@ -44,12 +46,15 @@ def test_the_reads_of_the_sample_are_announced_together(plan: Plan, monkeypatch:
     announced: set[tuple[Path, int, int]] = set()
     read: set[tuple[Path, int, int]] = set()
 
+    read_whole = FileSource.read_into
+
     def will_need(source: FileSource, offset: int, length: int) -> None:
         assert not read
         announced.add((source.path, offset, length))
 
     def read_into(source: FileSource, offset: int, buffer: memoryview) -> None:
         read.add((source.path, offset, len(buffer)))
+        read_whole(source, offset, buffer)
 
     monkeypatch.setattr(FileSource, "will_need", will_need)
     monkeypatch.setattr(FileSource, "read_into", read_into)
@@ -68,13 +73,13 @@ def test_a_thread_takes_a_block_while_another_one_announces(plan: Plan, monkeypa
             assert taken.wait(10), "the other thread has waited"
 
     monkeypatch.setattr(FileSource, "will_need", will_need)
-    schedule = Schedule(plan)
+    blocks = Schedule(plan)
     with ThreadPoolExecutor(1) as pool:
-        blocks = pool.submit(lambda: [schedule.take() for _ in range(2)])
+        taking = pool.submit(lambda: [blocks.take() for _ in range(2)])
         assert announcing.wait(10)
-        assert schedule.take() is not None
+        assert blocks.take() is not None
         taken.set()
-        assert None not in blocks.result()
+        assert None not in taking.result()
 
 
 def test_no_thread_overtakes_the_announcements(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +93,11 @@ def test_no_thread_overtakes_the_announcements(plan: Plan, monkeypatch: pytest.M
         announced[source.path] = offset + length
 
     monkeypatch.setattr(FileSource, "will_need", will_need)
-    schedule = Schedule(plan)
+    blocks = Schedule(plan)
 
     def take_all() -> list[int]:
         starts = []
-        while (block := schedule.take()) is not None:
+        while (block := blocks.take()) is not None:
             assert isinstance(block, Block)
             end = _first_byte(plan) + 4 * (block.start + block.count)
             assert len(announced) == 2
