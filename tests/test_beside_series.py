@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from safetensors.torch import save_file
 
 import ema_cli
 from ema_cli.errors import InputRefused
+from ema_cli.formats import series_names
 from ema_cli.formats.series_names import split_names
+from ema_cli.name_numbers import name_form
 from tests.helpers.folders import write_folder
 from tests.helpers.found import find, names_of, skipped
 from tests.helpers.program import Run
@@ -296,3 +300,23 @@ def test_names_are_split(names: str, series: int, beside: str) -> None:
     assert len(split.series) == series
     assert " ".join(split.beside) == beside
     assert len(split.series) + len(split.beside) + len(split.skipped) == len(names.split())
+
+
+def test_the_names_of_a_long_run_are_split_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often a name is looked at does not depend on how many there are."""
+    stems: Counter[str] = Counter()
+    stem_of = series_names._stem
+
+    def counted(name: str) -> str:
+        stems[name] += 1
+        return stem_of(name)
+
+    forms = Mock(side_effect=name_form)
+    monkeypatch.setattr(series_names, "_stem", counted)
+    monkeypatch.setattr(f"{split_names.__module__}.name_form", forms)
+    names = [*(f"step_{step}.pt" for step in range(1000)), "crash_step_7.pt", "step_5_final.pt"]
+    split = split_names(names)
+    assert split.series == tuple(names[:1000])
+    assert split.beside == ("crash_step_7.pt", "step_5_final.pt")
+    assert max(stems.values()) < 20
+    assert forms.call_count <= len(names)

@@ -7,9 +7,11 @@ them. Names decide what cannot be a member of the series; what may be one is dec
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import field
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 from ema_cli.formats.file_names import is_numbered
@@ -57,7 +59,7 @@ def split_names(names: Collection[str]) -> SplitNames:
     """
     reasons = {name: why_skipped(name) for name in names}
     others = [name for name in names if not reasons[name]]
-    averages = [name for name in names if reasons[name] and has_number(name)]
+    averages = dict.fromkeys(name for name in names if reasons[name] and has_number(name))
     if len(averages) >= _FEWEST and not any(map(has_number, others)):
         skipped = {name: f"beside numbered averages {NAME_TO_USE}" for name in names if name not in averages}
         return SplitNames(series=tuple(averages), skipped=skipped)
@@ -67,10 +69,13 @@ def split_names(names: Collection[str]) -> SplitNames:
     if len(counted) == 1 and not is_numbered(counted[0]):
         counted = []  # the number of "resnet50.pt" is no step
     counted = _with_words(counted)
-    plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(name, counted)]
+    stems = sorted(map(_stem, counted))
+    plain = [name for name in counted if not _ALIAS.search(_stem(name)) and not _begins_others(_stem(name), stems)]
     series = plain or counted
-    series = [name for name in series if name not in of_other_form(series)] or others
-    left = sorted((name for name in others if name not in series), key=lambda name: not has_number(name))
+    apart = set(of_other_form(series))
+    series = [name for name in series if name not in apart] or others
+    members = set(series)
+    left = sorted((name for name in others if name not in members), key=lambda name: not has_number(name))
     reasons |= {name: "a second file of that name, perhaps of another run" for name in left if _has_version(name)}
     return SplitNames(
         series=tuple(series),
@@ -114,11 +119,11 @@ def _with_words(counted: list[str]) -> list[str]:
     return found if len(found) >= _FEWEST else counted
 
 
-def _begins_others(name: str, counted: Collection[str]) -> bool:
-    """Whether several names are this one with a further number: ``mine_v2-000001`` and ``mine_v2-000002``."""
-    stem = _stem(name)
-    rests = (other[len(stem) :] for other in map(_stem, counted) if other.startswith(stem))
-    return sum(_FURTHER.fullmatch(rest) is not None for rest in rests) >= _FEWEST
+def _begins_others(stem: str, stems: Sequence[str]) -> bool:
+    """Whether several of the sorted ``stems`` are this one and a number: ``mine_v2-000001`` and ``mine_v2-000002``."""
+    following = (stems[at] for at in range(bisect_left(stems, stem), len(stems)))
+    begun = takewhile(lambda other: other.startswith(stem), following)
+    return sum(_FURTHER.fullmatch(other[len(stem) :]) is not None for other in begun) >= _FEWEST
 
 
 def _has_version(name: str) -> bool:

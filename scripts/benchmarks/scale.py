@@ -29,7 +29,9 @@ _CONTENDERS = ("ema-avg", "naive")
 _COPIES = "cat + copies + sync"
 _DECAYS = (0.9, 0.5, 0.6, 0.7, 0.8, 0.95, 0.98, 0.99)
 _SLOW_BYTES = 8e9
-"""A series of more bytes is measured once, and is not read into the page cache before."""
+"""A series of more bytes is measured once."""
+_CACHED = 0.8
+"""Share of the free memory that a series may take in the page cache; a larger one is not read before."""
 _SPARE_BYTES = 2e9
 """Of the disk."""
 
@@ -94,7 +96,7 @@ def _row(point: Point, paths: Sequence[Path], settings: Settings) -> tuple[str, 
     if not fits:
         label, options = f"{label}, output in bfloat16", (*options, "--dtype", "bf16")
     is_slow = nbytes * series.checkpoints > _SLOW_BYTES
-    files = () if is_slow else paths
+    files = paths if nbytes * series.checkpoints < _CACHED * _free_memory() else ()
     jobs = {"ema-avg": Job([*point.before, *ours(paths, settings), *options], files)}
     if point.compare and fits and 2.5 * nbytes < _free_memory() / 2:
         jobs["naive"] = Job([*point.before, *naive(paths, settings)], files)
