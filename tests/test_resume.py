@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 import ema_cli
-from ema_cli.errors import InputRefused, UsageError
+from ema_cli.errors import InputRefused, OutputError, UsageError
 from ema_cli.events import Event, Info, Progress
 from ema_cli.options.average import make_options
 from ema_cli.pipeline import run_average
@@ -297,3 +297,18 @@ def test_a_journal_that_cannot_be_looked_at_is_none(run: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "stat", failing)
     assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journals of other ranks are looked for: a failure is one of the output, and none once it has its name."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journal = Journal(tmp_path / "ema.safetensors", "run")
+    journal.begin([])
+    monkeypatch.setattr("ema_cli.write.journal.journals_of_ranks", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        journal.read()
+    journal.remove()
+    assert not journal.exists()

@@ -350,3 +350,15 @@ def test_a_working_directory_that_is_gone_matters_to_relative_names(relative: bo
     assert done.returncode == status, done.stderr
     assert (run.parent / "ema.safetensors").exists() is not relative
     assert "this is a bug" not in done.stderr
+
+
+def test_a_folder_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is a mount point is asked after everything else, and may fail on its own."""
+
+    def fail(_: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "ema").mkdir()
+    monkeypatch.setattr(Path, "is_mount", fail)
+    with pytest.raises(OutputError, match="cannot be written: Permission denied"):
+        check_writable(tmp_path / "ema", folder=True)

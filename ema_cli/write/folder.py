@@ -122,7 +122,8 @@ class OutputFolder(FolderFiles[OutputFile]):
                 permissions.set_on(descriptor)
                 os.fsync(descriptor)
             finally:
-                os.close(descriptor)
+                with contextlib.suppress(OSError):  # nothing was written through this descriptor
+                    os.close(descriptor)
 
     def _exchange_with(self, old: OldFolder) -> bool:
         """Exchange the names of the new and the old folder, and remove the old; ``False`` if the system cannot."""

@@ -55,7 +55,9 @@ class Journal:
 
         """
         found = self._read(self.path)
-        of_ranks = [self._read(journal) for journal in journals_of_ranks(self._output)]
+        with Writing(self.path):
+            others = journals_of_ranks(self._output)
+        of_ranks = [self._read(journal) for journal in others]
         if found is None and not any(of_ranks):
             return None
         return [outcome for outcomes in (found, *of_ranks) for outcome in outcomes or ()]
@@ -113,7 +115,10 @@ class Journal:
         self._remove_others()
 
     def _remove_others(self) -> None:
-        for journal in journals_of_ranks(self._output):
+        others: list[Path] = []
+        with contextlib.suppress(OSError):  # as above
+            others = journals_of_ranks(self._output)
+        for journal in others:
             with contextlib.suppress(OSError):
                 journal.unlink(missing_ok=True)
 

@@ -29,7 +29,9 @@ def check_writable(path: Path, *, folder: bool = False) -> None:
         _check_owner(path)
     if not (stat.S_ISDIR(mode) if folder else stat.S_ISREG(mode)):
         raise OutputError(f"{quoted(str(path))} cannot be written: it is a {kind_of(mode)}", hint="choose another name")
-    if folder and path.is_mount():
+    with Writing(path):
+        is_mount = folder and path.is_mount()
+    if is_mount:
         raise OutputError(
             f"{quoted(str(path))} cannot be written: it is a mount point, which has to stay where it is",
             hint="choose a folder inside it with -o",
