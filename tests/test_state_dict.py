@@ -403,14 +403,14 @@ def test_shared_values_cost_no_more_than_their_bytes(
     """A small pickle that shares its values many times over is read or refused at once."""
     monkeypatch.setattr("ema_cli.formats.state_dict.tree.MOST_TENSORS", 100_000)
     monkeypatch.setattr("ema_cli.formats.state_dict.tree._MOST_TEXT", 1 << 24)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         found = find_state_dict(LAUGHS[case], keys)
     except EmaAvgError:
         pass
     else:
         assert {name.rpartition(".")[2] for name in found.tensors} == {"w"}
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_long_names_are_not_repeated_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
