@@ -25,6 +25,7 @@ from ema_cli.formats.state_dict.trainer_averages import (
     describe_beside,
     is_average,
     is_copy,
+    is_of_another_model,
     is_swapped,
     key_flag,
     warn_of_average,
@@ -68,9 +69,12 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     if raw:
         averages += [group for group in groups if group.name == USUAL_IN_LIGHTNING]
     weights = without_wrappers(found.tensors)
+    foreign = [group for group in averages if is_of_another_model(_matrices(group.tensors), _matrices(weights))]
+    averages = [group for group in averages if group not in foreign]
     others = [group for group in groups if group.is_missed(weights) and group not in averages]
     copies = [group for group in others if group.repeats(weights)]
-    dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
+    missed = [group for group in others if not (group.is_repeated or group in copies)]
+    dropped[:0] = _dropped_beside(found.key, [*missed, *foreign])
     warnings = [*_of_averaged_model(found), *_of_averages(found, groups)]
     if not warnings or raw:
         beside = [(group.path, "by its name an average", group.is_named) for group in averages]
@@ -146,6 +150,16 @@ class _Beside:
         if are_repeated(self.tensors, weights):
             return True
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
+
+
+def averages_another_model(average: object, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a value that is called an average is that of another model than these weights."""
+    tensors = {name: tensor for name, tensor, _ in _trained("", average, set(), averages=True)}
+    return is_of_another_model(_matrices(tensors), _matrices(weights))
+
+
+def _matrices(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
+    return _shapes({name: tensor for name, tensor in tensors.items() if is_matrix(tensor)})
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
