@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ema_cli
+from ema_cli.errors import InputRefused
 from tests.helpers.series import write_one
 
 
@@ -75,3 +77,47 @@ def test_a_folder_with_two_runs_is_reported(tmp_path: Path) -> None:
     assert warnings_of(tmp_path, MIXED[0])
     assert [one.code for one in ema_cli.plan(tmp_path, decay=0.5, init="first").warnings] == ["runs-mixed"]
     assert not ema_cli.plan(tmp_path, method="uniform").warnings
+
+
+def write_two_models(folder: Path, model: str, average: str) -> None:
+    """Write three checkpoints of a model, and three averages of another one."""
+    for step in (100, 200, 300):
+        for name, size in ((model, 3), (average, 5)):
+            path = folder / name.format(step)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"layer.weight": torch.full((4, size), float(step)), "layer.bias": torch.ones(4)}, path)
+
+
+@pytest.mark.parametrize(
+    ("model", "average"),
+    [
+        ("D_{}.pt", "G_ema_{}.pt"),
+        ("step_{}/discriminator.pt", "step_{}/generator_ema.pt"),
+        ("checkpoint-{}/vae.pt", "checkpoint-{}/ema.pt"),
+    ],
+)
+def test_a_model_beside_the_averages_of_another_one_is_not_taken_for_it(
+    tmp_path: Path, model: str, average: str
+) -> None:
+    """Their tensors show it; both are proposed, and whoever names one, or a key, has chosen."""
+    write_two_models(tmp_path / "run", model, average)
+    with pytest.raises(InputRefused, match="holds several models") as refused:
+        ema_cli.plan(tmp_path / "run", decay=0.5)
+    patterns = [f"{tmp_path / 'run'}/{name.format('*')}" for name in (model, average)]
+    assert [one.changes["paths"] for one in refused.value.proposals] == [(pattern,) for pattern in patterns]
+    for pattern in patterns:
+        assert len(ema_cli.plan(pattern, decay=0.5).checkpoints) == 3
+    assert len(ema_cli.plan(tmp_path / "run", key=".", decay=0.5).checkpoints) == 3
+
+
+@pytest.mark.parametrize("average", ["G_ema_{}.pt", "swa-{}.pt"])
+def test_averages_of_the_series_are_skipped(tmp_path: Path, average: str) -> None:
+    """Also those of a part of its tensors, those that cannot be read, and a single one of whatever model."""
+    write_two_models(tmp_path, "D_{}.pt", average)
+    for step in (100, 200, 300):
+        torch.save({"module.layer.weight": torch.ones(4, 3)}, tmp_path / average.format(step))
+    torch.save({"other": torch.ones(6, 6)}, tmp_path / "ema.pt")
+    (tmp_path / "avg_400.pt").write_bytes(b"no checkpoint")
+    assert [one.path.name for one in ema_cli.plan(tmp_path, decay=0.5).checkpoints] == [
+        f"D_{step}.pt" for step in (100, 200, 300)
+    ]

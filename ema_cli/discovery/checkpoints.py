@@ -20,7 +20,7 @@ from ema_cli.discovery.beside_series import OpenedCheckpoint
 from ema_cli.discovery.candidates import Candidate
 from ema_cli.discovery.folder_listing import inner_folders, look_into
 from ema_cli.discovery.lone_shards import lone_shard, proposals_for_shards
-from ema_cli.discovery.mixed_series import refuse_mixed_series
+from ema_cli.discovery.mixed_series import refuse_averages_of_others, refuse_mixed_series
 from ema_cli.discovery.mixed_snapshots import find_mixed_snapshots
 from ema_cli.discovery.nothing_found import proposals_for_models
 from ema_cli.discovery.patterns import matches
@@ -93,6 +93,8 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         search.skip_repeats()
         search.skip_second_saves()
         refuse_mixed_series(search.members)
+        if not options.key:
+            refuse_averages_of_others(search.members)
         search.place_beside()
         if not search.members:
             _raise_nothing(options, search)
