@@ -35,6 +35,11 @@ MIXED = [
     "x1/epoch_1 x1/epoch_3 x2/epoch_2 x2/epoch_4",
     "step_100 step_200 step_300 step_150_pruned",
     "step_100 step_200 crash_step_300",
+    "pretrain_step1000 pretrain_step2000 finetune_step100 finetune_step200",
+    "warmup-step_1 warmup-step_2 train-step_3 train-step_4 train-step_5",
+    "run1_step1000 run1_step2000 run2_step100 run2_step200",
+    "version_0/epoch=8 version_0/epoch=9 version_1/epoch=0 version_1/epoch=1",
+    "phase1/step_50 phase1/step_60 phase2/step_10 phase2/step_20 phase2/step_30",
 ]
 
 
@@ -55,6 +60,11 @@ ONE_RUN = [
     "checkpoint-100/model_100 checkpoint-200/model_200",
     "run3_step_100 run3_step_200",
     "ckpt_100_2.31 ckpt_200_2.30 ckpt_300_2.31 ckpt_400_2.30",
+    "run1_step100 run1_step200 run2_step300 run2_step400",
+    "bs64_step_100 bs64_step_200 bs32_step_300 bs32_step_400",
+    "Step_100 step-200 step_300 Step-400",
+    "100_net 200_net 300_net 400_net",
+    "warmup-step_1 train-step_3 train-step_4",
 ]
 
 
