@@ -204,6 +204,7 @@ SILENT: dict[str, Callable[[], Any]] = {
         "best_val_loss": torch.tensor(1.0),
         "config": {"w": torch.ones(9)},
     },
+    "optax": lambda: {"params": weights(), "opt_state": ({"mu": weights("p."), "nu": weights("p.")}, 5), "step": 5},
     "detectron2": lambda: {
         "model": weights(),
         "optimizer": adam(),
