@@ -345,6 +345,14 @@ def test_an_average_of_the_weights_is_no_second_model(tmp_path: Path, average: C
     assert not [one for one in checkpoint.dropped if "ema" in one.message]
 
 
+def test_an_average_beside_tensors_that_cannot_be_read_is_no_second_model(tmp_path: Path) -> None:
+    """Their shapes are unknown: the refusal names what they are."""
+    sparse = {name: tensor.to_sparse() for name, tensor in weights().items()}
+    checkpoint = open_file(save(tmp_path / "ckpt_1.pt", {"policy": sparse, "ema": weights(), "step": 1}))
+    checkpoint.index.close()
+    assert [name for name, _ in checkpoint.unreadable] == list(weights())
+
+
 def test_an_average_of_nameless_tensors_is_stated_without_a_key(tmp_path: Path) -> None:
     """A key is only proposed if it leads to tensors with names."""
     checkpoint = open_file(save(tmp_path / "ckpt_1.pt", SILENT["a list of averaged tensors"]()))
