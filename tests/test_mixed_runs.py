@@ -126,9 +126,17 @@ def test_averages_of_the_series_are_skipped(tmp_path: Path, average: str) -> Non
     write_two_models(tmp_path, "D_{}.pt", average)
     for step in (100, 200, 300):
         torch.save({"module.layer.weight": torch.ones(4, 3)}, tmp_path / average.format(step))
-        torch.save({"layer.weight": torch.ones(5, 3).to_sparse()}, tmp_path / f"sparse_{average.format(step)}")
     torch.save({"other": torch.ones(6, 6)}, tmp_path / "ema.pt")
     (tmp_path / "avg_400.pt").write_bytes(b"no checkpoint")
     assert [one.path.name for one in ema_cli.plan(tmp_path, decay=0.5).checkpoints] == [
         f"D_{step}.pt" for step in (100, 200, 300)
     ]
+
+
+def test_averages_beside_tensors_that_cannot_be_read_are_not_another_model(tmp_path: Path) -> None:
+    """The refusal is that of the tensors, whose shapes are not compared."""
+    for step in (100, 200):
+        torch.save({"layer.weight": torch.ones(4, 3).to_sparse()}, tmp_path / f"D_{step}.pt")
+        torch.save({"layer.weight": torch.ones(4, 3)}, tmp_path / f"ema_{step}.pt")
+    with pytest.raises(InputRefused, match="is a sparse tensor"):
+        ema_cli.plan(tmp_path, decay=0.5)

@@ -61,7 +61,7 @@ def refuse_averages_of_others(checkpoints: Sequence[OpenedCheckpoint]) -> None:
         own = checkpoint.path.relative_to(run).as_posix()
         for name in _averages_beside(run, checkpoint.path.parent):
             average = look_at(run / name)
-            if average is None or average.made_by_us or average.unreadable or checkpoint.unreadable:
+            if average is None or average.made_by_us or checkpoint.unreadable:
                 continue
             if is_of_another_model(_matrices(average), _matrices(checkpoint)):
                 raise _several_models(run, [skeleton(own), skeleton(name)])
