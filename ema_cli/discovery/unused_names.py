@@ -59,7 +59,8 @@ def propose_options_for(options: Options, faults: Sequence[EmaAvgError]) -> None
     """
     missing = [name for name in options.paths if not os.path.lexists(name)]
     decays = [name for name in missing if re.fullmatch(r"0?[.]\d+", name)]
-    outputs = [name for name in missing if name.endswith(".safetensors") and name == options.paths[-1]]
+    last = next((name for name in options.paths[::-1] if name not in decays), "")
+    outputs = [name for name in missing if name.endswith(".safetensors") and name == last]
     others = tuple(name for name in options.paths if name not in (*decays, *outputs))
     if not others or len(decays) > 1 or not 0 < len(faults) == len(decays) + len(outputs):
         return
@@ -67,7 +68,7 @@ def propose_options_for(options: Options, faults: Sequence[EmaAvgError]) -> None
         return
     changes: dict[str, Any] = {"paths": others}
     if decays:
-        changes["decay"] = (float(decays[0]),)
+        changes["decay"] = (*options.decay, float(decays[0]))
     if outputs and options.output is None:
         changes["output"] = Path(outputs[0])
     faults[0].proposals = (Proposal(reason="a decay and an output are given as options", changes=changes),)
