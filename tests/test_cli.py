@@ -403,6 +403,9 @@ def test_an_unknown_option_names_the_nearest_one(ema_avg: Run) -> None:
     assert "all options: ema-avg average --help" in error
     assert "--output-only (" in ema_avg("verify", "x", "--outptu-only").stderr
     assert "--version (" in ema_avg("--versoin").stderr
+    for word, flag in (("-decay", "--decay D"), ("-half-life=3", "--half-life H")):
+        shown = word.partition("=")[0]
+        assert ema_avg("run", word).stderr.startswith(f"error: there is no option {shown}\n  try: {flag} (")
     assert ema_avg("plan", "-z").stderr == "error: there is no option -z\n  try: ema-avg plan --help\n"
 
 

@@ -131,6 +131,11 @@ BESIDE: dict[str, tuple[Callable[[], Any], str, str]] = {
         '"critic" (2 tensors), "model_B" (2 tensors)',
         "--key model --key critic --key model_B averages",
     ),
+    "an average of another model": (
+        lambda: {"state_dict": other_matrices(), "ema": weights()},
+        '"ema" (2 tensors)',
+        "--key state_dict --key ema averages",
+    ),
     "running statistics": (
         lambda: {"model_state_dict": weights(), "obs_norm_state_dict": {"_mean": torch.ones(1, 8)}, "iter": 1},
         '"obs_norm_state_dict" (1 tensor)',
@@ -176,7 +181,7 @@ def composer() -> dict[str, Any]:
             "optimizers": {"AdamW": adam()},
             "schedulers": {"CosineAnnealingLR": {"last_epoch": 1}},
             "train_metrics": {"MulticlassAccuracy": {"confusion": torch.ones(3, 3)}},
-            "algorithms": [("EMA", {"ema_model": {"named_parameters_dict": {"other": torch.ones(3, 3)}}})],
+            "algorithms": [("EMA", {"ema_model": {"named_parameters_dict": weights(seed=1)}})],
             "callbacks": [],
             "timestamp": {"Timestamp": {"batch": 5}},
         },
@@ -199,6 +204,7 @@ SILENT: dict[str, Callable[[], Any]] = {
         "best_val_loss": torch.tensor(1.0),
         "config": {"w": torch.ones(9)},
     },
+    "optax": lambda: {"params": weights(), "opt_state": ({"mu": weights("p."), "nu": weights("p.")}, 5), "step": 5},
     "detectron2": lambda: {
         "model": weights(),
         "optimizer": adam(),
@@ -303,6 +309,50 @@ def test_the_state_of_ordinary_trainers_is_no_warning(tmp_path: Path, trainer: s
     assert dropped(save(tmp_path / "ckpt_1.pt", SILENT[trainer]())) == ()
 
 
+ANOTHER_MODEL: dict[str, Callable[[], Any]] = {
+    "a discriminator": lambda: {"ema": weights(), "d": other_matrices(), "step": 1},
+    "statistics of the data": lambda: {"ema": weights(), "normalizer": {"mean": torch.ones(4), "std": torch.ones(4)}},
+    "loose statistics": lambda: {"ema": weights(), "obs_rms": torch.ones(4)},
+}
+
+
+@pytest.mark.parametrize("case", sorted(ANOTHER_MODEL))
+def test_a_part_beside_the_average_of_another_model_is_not_taken_for_the_model(tmp_path: Path, case: str) -> None:
+    """The name of an average says that it is no model only if the other part is what was averaged."""
+    checkpoint = ANOTHER_MODEL[case]()
+    with pytest.raises(InputRefused, match='holds several models, or parts of one: "ema"') as refused:
+        open_file(save(tmp_path / "ckpt_1.pt", checkpoint), strip_prefix=None)
+    assert refused.value.proposals[0].changes == {"key": ("ema",)}
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        lambda: {"module": weights("module."), "decay": 0.9},
+        lambda: {"shadow_params": list(weights().values())},
+        lambda: {"online_model": weights(), "ema_model": weights(seed=1)},
+        lambda: {"biases": {"layers.0.bias": torch.ones(4)}},
+        lambda: {name.replace(".", ""): tensor for name, tensor in weights().items()},
+        lambda: {"flat": torch.ones(16)},
+    ],
+)
+def test_an_average_of_the_weights_is_no_second_model(tmp_path: Path, average: Callable[[], Any]) -> None:
+    """Whatever its names are, with copies of the weights, in a list, or of some of the weights only."""
+    path = save(tmp_path / "ckpt_1.pt", {"policy": weights(), "ema": average(), "step": 1})
+    checkpoint = open_file(path)
+    checkpoint.index.close()
+    assert checkpoint.key == "policy"
+    assert not [one for one in checkpoint.dropped if "ema" in one.message]
+
+
+def test_an_average_beside_tensors_that_cannot_be_read_is_no_second_model(tmp_path: Path) -> None:
+    """Their shapes are unknown: the refusal names what they are."""
+    sparse = {name: tensor.to_sparse() for name, tensor in weights().items()}
+    checkpoint = open_file(save(tmp_path / "ckpt_1.pt", {"policy": sparse, "ema": weights(), "step": 1}))
+    checkpoint.index.close()
+    assert [name for name, _ in checkpoint.unreadable] == list(weights())
+
+
 def test_an_average_of_nameless_tensors_is_stated_without_a_key(tmp_path: Path) -> None:
     """A key is only proposed if it leads to tensors with names."""
     checkpoint = open_file(save(tmp_path / "ckpt_1.pt", SILENT["a list of averaged tensors"]()))
@@ -320,7 +370,7 @@ def test_an_average_inside_an_algorithm_is_stated(tmp_path: Path) -> None:
     assert f'not used: "{key}" (by its name an average); chosen by --key {key}' in checkpoint.choice[0]
     chosen = open_file(path, key=f"{key}.named_parameters_dict")
     chosen.index.close()
-    assert [layout.name for layout in chosen.index.layouts] == ["other"]
+    assert [layout.name for layout in chosen.index.layouts] == list(weights())
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

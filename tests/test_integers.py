@@ -134,3 +134,10 @@ def test_strict_stops_before_the_fold(tmp_path: Path, ema_avg: Run) -> None:
     done = ema_avg("run", "--method", "uniform", "-o", "ema.safetensors", "--strict")
     assert (done.returncode, (tmp_path / "ema.safetensors").exists()) == (8, False)
     assert "integers-differ" in done.stderr
+
+
+def test_checkpoints_of_other_integers_are_not_called_equal(tmp_path: Path) -> None:
+    """Where no tensor is averaged there is nothing that could be the same."""
+    states: list[State] = [{"bits": torch.full((64, 64), n, dtype=torch.int16)} for n in range(3)]
+    report = ema_cli.average(write_series(tmp_path / "run", states), decay=0.2, output=tmp_path / "out.safetensors")
+    assert {warning.code for warning in report.warnings} == {"nothing-averaged", "integers-differ"}

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ema_cli
+from ema_cli.errors import InputRefused
 from tests.helpers.series import write_one
 
 
@@ -33,6 +35,11 @@ MIXED = [
     "x1/epoch_1 x1/epoch_3 x2/epoch_2 x2/epoch_4",
     "step_100 step_200 step_300 step_150_pruned",
     "step_100 step_200 crash_step_300",
+    "pretrain_step1000 pretrain_step2000 finetune_step100 finetune_step200",
+    "warmup-step_1 warmup-step_2 train-step_3 train-step_4 train-step_5",
+    "run1_step1000 run1_step2000 run2_step100 run2_step200",
+    "version_0/epoch=8 version_0/epoch=9 version_1/epoch=0 version_1/epoch=1",
+    "phase1/step_50 phase1/step_60 phase2/step_10 phase2/step_20 phase2/step_30",
 ]
 
 
@@ -53,6 +60,11 @@ ONE_RUN = [
     "checkpoint-100/model_100 checkpoint-200/model_200",
     "run3_step_100 run3_step_200",
     "ckpt_100_2.31 ckpt_200_2.30 ckpt_300_2.31 ckpt_400_2.30",
+    "run1_step100 run1_step200 run2_step300 run2_step400",
+    "bs64_step_100 bs64_step_200 bs32_step_300 bs32_step_400",
+    "Step_100 step-200 step_300 Step-400",
+    "100_net 200_net 300_net 400_net",
+    "warmup-step_1 train-step_3 train-step_4",
 ]
 
 
@@ -75,3 +87,56 @@ def test_a_folder_with_two_runs_is_reported(tmp_path: Path) -> None:
     assert warnings_of(tmp_path, MIXED[0])
     assert [one.code for one in ema_cli.plan(tmp_path, decay=0.5, init="first").warnings] == ["runs-mixed"]
     assert not ema_cli.plan(tmp_path, method="uniform").warnings
+
+
+def write_two_models(folder: Path, model: str, average: str) -> None:
+    """Write three checkpoints of a model, and three averages of another one."""
+    for step in (100, 200, 300):
+        for name, size in ((model, 3), (average, 5)):
+            path = folder / name.format(step)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"layer.weight": torch.full((4, size), float(step)), "layer.bias": torch.ones(4)}, path)
+
+
+@pytest.mark.parametrize(
+    ("model", "average"),
+    [
+        ("D_{}.pt", "G_ema_{}.pt"),
+        ("step_{}/discriminator.pt", "step_{}/generator_ema.pt"),
+        ("checkpoint-{}/vae.pt", "checkpoint-{}/ema.pt"),
+    ],
+)
+def test_a_model_beside_the_averages_of_another_one_is_not_taken_for_it(
+    tmp_path: Path, model: str, average: str
+) -> None:
+    """Their tensors show it; both are proposed, and whoever names one, or a key, has chosen."""
+    write_two_models(tmp_path / "run", model, average)
+    with pytest.raises(InputRefused, match="holds several models") as refused:
+        ema_cli.plan(tmp_path / "run", decay=0.5)
+    patterns = [f"{tmp_path / 'run'}/{name.format('*')}" for name in (model, average)]
+    assert [one.changes["paths"] for one in refused.value.proposals] == [(pattern,) for pattern in patterns]
+    for pattern in patterns:
+        assert len(ema_cli.plan(pattern, decay=0.5).checkpoints) == 3
+    assert len(ema_cli.plan(tmp_path / "run", key=".", decay=0.5).checkpoints) == 3
+
+
+@pytest.mark.parametrize("average", ["G_ema_{}.pt", "swa-{}.pt"])
+def test_averages_of_the_series_are_skipped(tmp_path: Path, average: str) -> None:
+    """Also those of a part of its tensors, those that cannot be read, and a single one of whatever model."""
+    write_two_models(tmp_path, "D_{}.pt", average)
+    for step in (100, 200, 300):
+        torch.save({"module.layer.weight": torch.ones(4, 3)}, tmp_path / average.format(step))
+    torch.save({"other": torch.ones(6, 6)}, tmp_path / "ema.pt")
+    (tmp_path / "avg_400.pt").write_bytes(b"no checkpoint")
+    assert [one.path.name for one in ema_cli.plan(tmp_path, decay=0.5).checkpoints] == [
+        f"D_{step}.pt" for step in (100, 200, 300)
+    ]
+
+
+def test_averages_beside_tensors_that_cannot_be_read_are_not_another_model(tmp_path: Path) -> None:
+    """The refusal is that of the tensors, whose shapes are not compared."""
+    for step in (100, 200):
+        torch.save({"layer.weight": torch.ones(4, 3).to_sparse()}, tmp_path / f"D_{step}.pt")
+        torch.save({"layer.weight": torch.ones(4, 3)}, tmp_path / f"ema_{step}.pt")
+    with pytest.raises(InputRefused, match="is a sparse tensor"):
+        ema_cli.plan(tmp_path, decay=0.5)

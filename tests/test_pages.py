@@ -85,6 +85,14 @@ def test_the_page_is_whole(report: Report) -> None:
         assert known.fingerprint in page.text
 
 
+def test_no_word_of_the_page_itself_is_escaped(report: Report) -> None:
+    """A percent sign stays beside its number by a space that does not break, which is no control character."""
+    for shown in (report, dataclasses.replace(report, averages=report.averages[:1], geometry=None)):
+        text = Page(re.sub(r"<(script|style)>.*?</\1>", "", to_html(shown), flags=re.DOTALL)).text
+        assert "\\x" not in text
+        assert re.search(r"median tensor (has a drift of )?[0-9.]+\N{NO-BREAK SPACE}%", text)
+
+
 def test_a_reader_meets_the_answers_in_the_order_of_the_questions(report: Report) -> None:
     """What it is, whether it is all right, which weights, how far, still moving, where, how; formulas at the end."""
     text = Page(to_html(report)).text

@@ -306,6 +306,23 @@ def unusual_suffix(folder: Path) -> list[str]:
     return ["run"]
 
 
+def everything_in_a_folder(folder: Path) -> list[str]:
+    """What a shell makes of ``run/*``: the files of a trainer beside its checkpoints."""
+    for step in (1, 2):
+        save_tensors(folder / f"run/checkpoint-{step}/model.safetensors", step)
+    (folder / "run/config.json").write_text("{}")
+    save_torch(folder / "run/optimizer.pt", {"state": {}, "param_groups": []})
+    return [f"run/{path.name}" for path in (folder / "run").iterdir()]
+
+
+def copies_of_members(folder: Path) -> list[str]:
+    """What a shell makes of ``run/*.ckpt``, with the copy that Lightning calls ``last``."""
+    for step, name in ((1, "step=1"), (2, "step=2"), (2, "last")):
+        save_torch(folder / f"run/{name}.ckpt", {"state_dict": weights(step), "global_step": step})
+    (folder / "run/hparams.yaml").write_text("")
+    return ["run/*.ckpt"]
+
+
 def weights(step: int) -> dict[str, torch.Tensor]:
     """Return the weights at a step."""
     return {"fc.weight": torch.full((2, 2), float(step)), "fc.bias": torch.ones(2)}
@@ -330,6 +347,8 @@ LAYOUTS = (
     pipelines,
     networks_side_by_side,
     unusual_suffix,
+    everything_in_a_folder,
+    copies_of_members,
 )
 
 
@@ -344,3 +363,16 @@ def test_commands_that_errors_propose_work(layout: Callable[[Path], list[str]], 
         assert "-o out.safetensors" in command
         again = ema_avg(*shlex.split(command)[1:], "--force")
         assert again.returncode == 0, (command, again.stderr)
+
+
+def test_whoever_names_a_part_of_a_folder_is_not_shown_the_whole(tmp_path: Path, ema_avg: Run) -> None:
+    """The other files were not meant."""
+    everything_in_a_folder(tmp_path)
+    done = ema_avg("run/checkpoint-1", "run/config.json", "--decay", "0.9")
+    assert done.returncode == 3
+    assert "name the folder, of which" not in done.stderr
+    copies_of_members(tmp_path / "other")
+    save_torch(tmp_path / "other/run/step=3.ckpt", {"state_dict": weights(3), "global_step": 3})
+    done = ema_avg(*(f"other/run/{name}.ckpt" for name in ("step=1", "step=2", "last")), "--decay", "0.9")
+    assert done.returncode == 3
+    assert "name the folder, of which" not in done.stderr

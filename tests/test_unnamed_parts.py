@@ -137,10 +137,20 @@ def test_state_of_the_training_is_no_warning(tmp_path: Path, trainer: str) -> No
     assert not dropped(saved(tmp_path / "c.pt", SILENT[trainer]))
 
 
-@pytest.mark.parametrize("value", [{0: matrix(), 1: matrix()}, {0: W, 1: W}, {None: W}, {("a", 1): matrix()}])
-def test_a_checkpoint_without_names_is_refused_with_the_reason(tmp_path: Path, value: object) -> None:
+@pytest.mark.parametrize(
+    ("value", "keys"),
+    [
+        ({0: matrix(), 1: matrix()}, '"0", "1"'),
+        ({0: W, 1: W}, '"0", "1"'),
+        ({None: W}, '"None"'),
+        ({("a", 1): matrix()}, '"<tuple>"'),
+        ({b"w": matrix()}, '"<bytes>"'),
+        ({Part.HEAD: matrix()}, '"<object>"'),
+    ],
+)
+def test_a_checkpoint_without_names_is_refused_with_the_reason(tmp_path: Path, value: object, keys: str) -> None:
     """The message says that the keys are the reason, and the hint how to save them."""
-    with pytest.raises(InputRefused, match="the keys are not strings") as refused:
+    with pytest.raises(InputRefused, match=f"the keys are not strings: {keys}") as refused:
         open_file(saved(tmp_path / "c.pt", value))
     assert "str(key)" in refused.value.hint
 

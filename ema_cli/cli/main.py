@@ -26,9 +26,10 @@ from ema_cli.distributed.launch import Launch, alone, find_launch
 from ema_cli.errors import OutputError, UsageError
 from ema_cli.fold.address_space import check_address_space
 from ema_cli.naming import nearest
-from ema_cli.text import safe_text, without_secrets
+from ema_cli.text import regex, safe_text, without_secrets
 
 _REPORT_SECONDS = 3
+_ONE_DASH = regex(r"-[a-z][a-z-]{2,30}")
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:
@@ -102,12 +103,19 @@ def _usage_error(wrong: ClickException, arguments: Sequence[str]) -> UsageError:
     context = getattr(wrong, "ctx", None)  # of a usage error
     hint = f"{context.command_path if context else 'ema-avg'} --help"
     if isinstance(wrong, NoSuchOption):
-        message = f"there is no option {safe_text(wrong.option_name)}"
+        name = _with_one_dash(wrong.option_name, arguments)
+        message = f"there is no option {safe_text(name)}"
         if context is not None:
             parents = (context, context.parent) if context.parent else (context,)
             known = [parameter for each in parents for parameter in each.command.params]
-            hint = _nearest_option(wrong.option_name, known) + hint
+            hint = _nearest_option(name, known) + hint
     return UsageError(message, hint=hint)
+
+
+def _with_one_dash(name: str, arguments: Sequence[str]) -> str:
+    """Return the long option of which ``-d`` was read as one of several short ones: ``-decay``."""
+    words = (argument.partition("=")[0] for argument in arguments)
+    return next((word for word in words if _ONE_DASH.fullmatch(word) and name in (f"-{c}" for c in word)), name)
 
 
 def _nearest_option(name: str, parameters: Sequence[Any]) -> str:

@@ -20,12 +20,18 @@ from ema_cli.discovery.beside_series import OpenedCheckpoint
 from ema_cli.discovery.candidates import Candidate
 from ema_cli.discovery.folder_listing import inner_folders, look_into
 from ema_cli.discovery.lone_shards import lone_shard, proposals_for_shards
-from ema_cli.discovery.mixed_series import refuse_mixed_series
+from ema_cli.discovery.mixed_series import refuse_averages_of_others, refuse_mixed_series
 from ema_cli.discovery.mixed_snapshots import find_mixed_snapshots
 from ema_cli.discovery.nothing_found import proposals_for_models
 from ema_cli.discovery.patterns import matches
 from ema_cli.discovery.search import Search, raise_faults
-from ema_cli.discovery.unused_names import faults_of_unused, no_checkpoint, propose_options_for, refuse_shared_weights
+from ema_cli.discovery.unused_names import (
+    faults_of_unused,
+    no_checkpoint,
+    propose_folder,
+    propose_options_for,
+    refuse_shared_weights,
+)
 from ema_cli.errors import InputRefused, NothingMatched, RunWarning
 from ema_cli.events import Listener, Opening, ignore
 from ema_cli.formats.folder import Folder
@@ -83,7 +89,9 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
             search.shards[0].proposals = tuple(proposals_for_shards(options.paths))
         faults = [*search.shards, *search.faults]
         propose_options_for(options, faults)
-        raise_faults([*faults, *(faults_of_unused(search) if faults or search.used else ())])
+        faults += faults_of_unused(search) if faults or search.used else ()
+        propose_folder(search, faults)
+        raise_faults(faults)
         opened_ones = [one.checkpoint for one in [*search.members, *search.beside]]
         if opened_ones:
             refuse_unused_prefix(options.strip_prefix, [checkpoint.stripped for checkpoint in opened_ones])
@@ -93,6 +101,8 @@ def discover(options: Options, listener: Listener = ignore) -> Found:
         search.skip_repeats()
         search.skip_second_saves()
         refuse_mixed_series(search.members)
+        if not options.key:
+            refuse_averages_of_others(search.members)
         search.place_beside()
         if not search.members:
             _raise_nothing(options, search)

@@ -35,6 +35,19 @@ _ROOT_PARTS = 2
 _NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
+def whole_folder(locations: Sequence[Location], counts: Callable[[str], bool] = bool) -> Location | None:
+    """Return the folder of which the locations are everything visible whose name ``counts``; ``None`` if not all."""
+    folders = {location.parent for location in locations}
+    if len(folders) != 1:
+        return None
+    (folder,) = folders
+    try:
+        names = {name for name in names_in(folder) if counts(name) and not name.startswith(".")}
+    except OSError:
+        return None
+    return folder if names == {location.name for location in locations} else None
+
+
 def matches(name: str, unreadable: list[str] | None = None) -> list[Location]:
     """Return the file or folder of that name or, if there is none and it is a pattern, all that match.
 

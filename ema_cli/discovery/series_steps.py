@@ -15,14 +15,16 @@ from ema_cli.discovery.order_warnings import (
     warn_of_doubtful_order,
     warn_of_incomplete_steps,
 )
+from ema_cli.discovery.patterns import whole_folder
 from ema_cli.discovery.witnesses import Witness, choose, find_contradiction, names_below
 from ema_cli.errors import InputRefused, Proposal, RunWarning, UsageError
+from ema_cli.formats.file_names import is_weights
 from ema_cli.name_numbers import canonical_name
 from ema_cli.naming import natural_key
 from ema_cli.options.average import Options
 from ema_cli.record import record
 from ema_cli.records.series import Checkpoint, FoundStep
-from ema_cli.storage.locations import absolute, full_name, is_folder, locate
+from ema_cli.storage.locations import absolute, full_name, is_folder, literal, locate
 from ema_cli.text import plural, quoted, regex, shortlist
 
 _INITIAL = regex(r"(?:^|[/._-])(?:init(?:ial)?|pretrain(?:ed)?|base|start)(?:[/._-]|$)", re.IGNORECASE)
@@ -102,7 +104,7 @@ def refuse_equal_steps(
         raise InputRefused(
             f"checkpoints have the same {unit}: {_joined(twice)}",
             hint=f"two runs? ema-avg batch RUNS/; two copies? name one of them; otherwise {ORDER_HINT}",
-            proposals=list(_each_run(checkpoints, options)),
+            proposals=[*_each_run(checkpoints, options), *_folder(checkpoints)],
         )
 
 
@@ -116,6 +118,13 @@ def _each_run(checkpoints: Sequence[Checkpoint], options: Options) -> Iterator[P
             return
     if 1 < len(runs) <= _MOST_RUNS:
         yield Proposal(reason="several runs? average each by itself", changes={}, runs=tuple(runs))
+
+
+def _folder(checkpoints: Sequence[Checkpoint]) -> Iterator[Proposal]:
+    """Yield the command with the folder, if all files in it were named: there ``last.ckpt`` is skipped as a copy."""
+    folder = whole_folder([checkpoint.path for checkpoint in checkpoints], is_weights)
+    if folder is not None:
+        yield Proposal(reason="name the folder, of which copies are skipped", changes={"paths": (literal(folder),)})
 
 
 def _joined(groups: Sequence[str]) -> str:

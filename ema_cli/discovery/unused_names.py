@@ -15,13 +15,14 @@ from typing import Any
 
 from ema_cli.discovery.nothing_found import describe_inner, hint_for, proposals_for
 from ema_cli.discovery.other_files import other_files
+from ema_cli.discovery.patterns import whole_folder
 from ema_cli.discovery.search import Search
 from ema_cli.errors import EmaAvgError, InputRefused, NothingMatched, Proposal, UsageError
 from ema_cli.formats.file_names import NAME_A_CHECKPOINT
 from ema_cli.formats.folder import Folder
 from ema_cli.formats.folder_formats import contents_of
 from ema_cli.options.average import Options
-from ema_cli.storage.locations import Location
+from ema_cli.storage.locations import Location, literal
 from ema_cli.text import listing, plural, quoted, shortlist
 
 _MOST_LINES = 8
@@ -58,7 +59,8 @@ def propose_options_for(options: Options, faults: Sequence[EmaAvgError]) -> None
     """
     missing = [name for name in options.paths if not os.path.lexists(name)]
     decays = [name for name in missing if re.fullmatch(r"0?[.]\d+", name)]
-    outputs = [name for name in missing if name.endswith(".safetensors") and name == options.paths[-1]]
+    last = next((name for name in options.paths[::-1] if name not in decays), "")
+    outputs = [name for name in missing if name.endswith(".safetensors") and name == last]
     others = tuple(name for name in options.paths if name not in (*decays, *outputs))
     if not others or len(decays) > 1 or not 0 < len(faults) == len(decays) + len(outputs):
         return
@@ -66,10 +68,23 @@ def propose_options_for(options: Options, faults: Sequence[EmaAvgError]) -> None
         return
     changes: dict[str, Any] = {"paths": others}
     if decays:
-        changes["decay"] = (float(decays[0]),)
+        changes["decay"] = (*options.decay, float(decays[0]))
     if outputs and options.output is None:
         changes["output"] = Path(outputs[0])
     faults[0].proposals = (Proposal(reason="a decay and an output are given as options", changes=changes),)
+
+
+def propose_folder(search: Search, faults: Sequence[EmaAvgError]) -> None:
+    """Propose the folder to someone who named everything in it, ``run/*``, also what is no checkpoint.
+
+    Whoever named a part of it meant no other file.
+    """
+    if not faults or not search.used or any(fault.proposals for fault in faults):
+        return
+    folder = whole_folder([location for found in search.named.values() for location in found])
+    if folder is not None:
+        reason = "name the folder, of which only the checkpoints are taken"
+        faults[0].proposals = (Proposal(reason=reason, changes={"paths": (literal(folder),)}),)
 
 
 def faults_of_unused(search: Search) -> Iterator[EmaAvgError]:

@@ -147,8 +147,10 @@ def _warnings_about_dtypes(chosen: Sequence[Chosen], planned: Collection[str]) -
 def warn_of_same_weights(plan: Plan, contents: Mapping[int, str]) -> list[RunWarning]:
     """Return a warning if checkpoints have the same ``contents``: the digest of their averaged tensors, by position.
 
-    Copies that the evidence shows have been reported.
+    Copies that the evidence shows have been reported. Where nothing is averaged, the digests say nothing.
     """
+    if not any(tensor.action.combines for tensor in plan.tensors):
+        return []
     same: dict[str, list[int]] = defaultdict(list)
     for i, digest in contents.items():
         same[digest].append(i)

@@ -108,7 +108,8 @@ def _fill(template: str, **values: object) -> str:
 
 def _printable(value: Any) -> Any:  # noqa: ANN401 - what a template has
     """Return text without control characters and marks of direction, also where a report should have a plain word."""
-    return printable(value, kept="\n") if isinstance(value, str) and not isinstance(value, Markup) else value
+    is_plain = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value, kept="\n\N{NO-BREAK SPACE}") if is_plain else value
 
 
 def _read(name: str) -> str:

@@ -5,16 +5,18 @@ Input -> output: the inert value of a pickle -> ``StateDict`` (the tensors by na
 The rule, in order: the given ``--key``; a child with a usual name (``state_dict``, ``model``, ...); a pickled module;
 the only child with tensors; the top level if it has tensors; else the same one level deeper. Optimizers, schedulers
 and the like are never searched. A trainer's own average (``ema``) is used only if there is nothing else. If two
-children could be the model, the checkpoint is refused, and the message names them.
+children could be the model, the checkpoint is refused, and the message names them; an average of another model than the
+only other child is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ema_cli.errors import InputRefused, Proposal, RunWarning
 from ema_cli.formats.state_dict.found_weights import FoundWeights, weights_below
 from ema_cli.formats.state_dict.keyed_parts import weights_at
+from ema_cli.formats.state_dict.leaf_kinds import is_matrix
 from ema_cli.formats.state_dict.leaves_among import Leaves
 from ema_cli.formats.state_dict.missing_weights import no_weights
 from ema_cli.formats.state_dict.name_copies import nested_copies
@@ -22,7 +24,7 @@ from ema_cli.formats.state_dict.prefixes import without_wrappers
 from ema_cli.formats.state_dict.trainer_averages import RAW_BESIDE_AVERAGE, USUAL_IN_LIGHTNING, is_average
 from ema_cli.formats.state_dict.trainer_layouts import USUAL_NAMES, is_parameter, may_be_weights, refuse_placeholders
 from ema_cli.formats.state_dict.tree import Tensor, is_module, join, named, parts
-from ema_cli.formats.state_dict.unwritten import describe_unwritten
+from ema_cli.formats.state_dict.unwritten import averages_another_model, describe_unwritten
 from ema_cli.formats.structure import Keys
 from ema_cli.record import record
 from ema_cli.text import quoted, shortlist
@@ -135,10 +137,15 @@ class _WeightSearch:
             candidates = averages
         if not candidates:
             whole = weights or (own and len(own) == len(parts(node)))
-            return weights_below(path, node, without=frozenset(averages)) if whole else None
+            found = weights_below(path, node, without=frozenset(averages)) if whole else None
+            if found and not any(map(is_matrix, found.tensors.values())):
+                _refuse_foreign_averages(path, weights, children, averages, found)
+            return found
         if usual is None and (len(candidates) > 1 or weights):
             raise _several_models(path, [*candidates, *weights], with_tensors=bool(weights))
         found = self._best_of(join(path, candidates[0]), children[candidates[0]], depth - 1)
+        if found and usual is None and candidates[0] not in averages:
+            _refuse_foreign_averages(path, candidates, children, averages, found)
         return found and found.below(path, node, candidates[0])
 
     def _usual(self, children: dict[str, object]) -> str | None:
@@ -172,6 +179,15 @@ class _WeightSearch:
             known = any(isinstance(child, Tensor) or self._holds_tensors(child, depth - 1) for child in children)
             self._holds[id(node), depth] = known
         return known
+
+
+def _refuse_foreign_averages(
+    path: str, chosen: Sequence[str], children: Mapping[str, object], averages: Sequence[str], found: FoundWeights
+) -> None:
+    """Raise if an average is that of another model than the one that was chosen only as nothing else is there."""
+    foreign = [name for name in averages if averages_another_model(children[name], found.tensors)]
+    if foreign:
+        raise _several_models(path, [*foreign, *chosen], with_tensors=False)
 
 
 def _several_models(path: str, names: Sequence[str], *, with_tensors: bool) -> InputRefused:

@@ -9,7 +9,7 @@ from ema_cli.errors import InputRefused, Proposal
 from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.state_dict.found_weights import hides_weights
 from ema_cli.formats.state_dict.leaf_kinds import is_numpy_array
-from ema_cli.formats.state_dict.trainer_layouts import may_be_weights
+from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state, may_be_weights
 from ema_cli.formats.state_dict.tree import Tensor, is_module, leaves, named, numbered, unnamed
 from ema_cli.formats.state_dict.unnamed_parts import AS_STRINGS, unnamed_below
 from ema_cli.formats.structure import NoWeights
@@ -39,6 +39,8 @@ def no_weights(root: object) -> InputRefused:
     if unnamed(root) and not named(root) and any(unnamed_below("", root)):
         keys = shortlist(quoted(key) for key, _ in unnamed(root))
         return NoWeights(f"no state dict found: the keys are not strings: {keys}", hint=AS_STRINGS)
+    if is_optimizer_state(root):
+        return NoWeights("no state dict found: the file holds the state of an optimizer", hint="name the weights")
     hint = f"save the weights: {_SAVE}" if isinstance(root, Inert) or any(map(_is_object, named(root).values())) else ""
     return NoWeights(f"no state dict found: {_contents(root)}", hint=hint)
 

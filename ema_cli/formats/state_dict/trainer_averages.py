@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from ema_cli.text import quoted, regex, safe_text, shortlist
@@ -43,6 +44,14 @@ def is_average(name: str) -> bool:
 def is_copy(name: str) -> bool:
     """Whether a part with the names of the weights is a copy of them, judged by its name: not a second model."""
     return is_average(name) or _COPIES.search(name) is not None
+
+
+def is_of_another_model(average: Counter[tuple[int, ...]], weights: Counter[tuple[int, ...]]) -> bool:
+    """Whether an average cannot be that of these weights, judged by the shapes of the matrices in both.
+
+    An average may be of some of the weights, or have further copies of them; a list of tensors has no names to compare.
+    """
+    return bool(average) and (not weights or not (average <= weights or weights <= average))
 
 
 def wrapped_counter(names: Collection[str]) -> str | None:

@@ -7,7 +7,7 @@ import re
 from ema_cli.text import regex
 
 _TRAINING_STATE = regex(
-    r"optimi[sz]er|(?:optims?|schedulers?)(?!(?-i:[a-z]))|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
+    r"optimi[sz]er|(?:optims?|schedulers?)(?!(?-i:[a-z]))|(?:^|[_.])(?:(?:grad_|amp_|loss_)?scaler|opt_states?|rng|dataloader|callbacks|loops|grads?|gradients?)(?:[_.\d]|s?$)",
     re.IGNORECASE,
 )
 _RECORDS = regex(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from ema_cli.errors import InputRefused
-from ema_cli.formats.inert_pickle.values import Inert
+from ema_cli.formats.inert_pickle.values import Global, Inert
 from ema_cli.formats.structure import MOST_TENSORS
 from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 
@@ -28,6 +28,8 @@ MOST_ENTRIES = 1000
 """Entries of a list that are examined and can be named."""
 _MOST_TEXT = 1 << 26
 """Bytes of all names of one walk together."""
+_CALLS = {"encode": "<bytes>", "tuple": "<tuple>"}
+"""What calls of these names return: protocol 2 has no opcode for bytes, and the reader makes tuples in keys inert."""
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...] | None]:
@@ -62,6 +64,8 @@ def unnamed(node: object) -> list[tuple[str, object]]:
 
 def spelled(key: object) -> str:
     """Return a key as text; of a key that is not a scalar, which may be large, only the type."""
+    if isinstance(key, Inert):
+        return _CALLS.get(key.kind.name, "<object>") if isinstance(key.kind, Global) else "<object>"
     return str(key) if key is None or isinstance(key, str | int | float) else f"<{type(key).__name__}>"
 
 

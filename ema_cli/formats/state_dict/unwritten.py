@@ -25,6 +25,7 @@ from ema_cli.formats.state_dict.trainer_averages import (
     describe_beside,
     is_average,
     is_copy,
+    is_of_another_model,
     is_swapped,
     key_flag,
     warn_of_average,
@@ -34,7 +35,7 @@ from ema_cli.formats.state_dict.trainer_layouts import is_optimizer_state, may_b
 from ema_cli.formats.state_dict.training_names import has_no_matrices, is_record, is_training_state
 from ema_cli.formats.state_dict.tree import Repeated, Tensor, join, named, numbered, shapes_of, unnamed
 from ema_cli.formats.state_dict.unnamed_parts import unnamed_below, warn_of_unnamed
-from ema_cli.formats.torch.objects import TensorRef
+from ema_cli.formats.torch.objects import TensorRef, UnsupportedTensor
 from ema_cli.record import record
 from ema_cli.text import plural, quoted, shortlist
 
@@ -68,9 +69,12 @@ def describe_unwritten(found: FoundWeights, *, by_key: bool) -> Unwritten:
     if raw:
         averages += [group for group in groups if group.name == USUAL_IN_LIGHTNING]
     weights = without_wrappers(found.tensors)
+    foreign = [group for group in averages if _are_of_another_model(group.tensors, weights)]
+    averages = [group for group in averages if group not in foreign]
     others = [group for group in groups if group.is_missed(weights) and group not in averages]
     copies = [group for group in others if group.repeats(weights)]
-    dropped[:0] = _dropped_beside(found.key, [group for group in others if not (group.is_repeated or group in copies)])
+    missed = [group for group in others if not (group.is_repeated or group in copies)]
+    dropped[:0] = _dropped_beside(found.key, [*missed, *foreign])
     warnings = [*_of_averaged_model(found), *_of_averages(found, groups)]
     if not warnings or raw:
         beside = [(group.path, "by its name an average", group.is_named) for group in averages]
@@ -146,6 +150,23 @@ class _Beside:
         if are_repeated(self.tensors, weights):
             return True
         return names_of_weights(self.tensors, weights) is not None and len(self.tensors) > 1
+
+
+def averages_another_model(average: object, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a value that is called an average is that of another model than these weights."""
+    tensors = {name: tensor for name, tensor, _ in _trained("", average, set(), averages=True)}
+    return _are_of_another_model(tensors, weights)
+
+
+def _are_of_another_model(average: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Judge by the matrices; shapes of shards and of sparse tensors say nothing."""
+    if any(isinstance(tensor, UnsupportedTensor) for tensor in weights.values()):
+        return False
+    return is_of_another_model(_matrices(average), _matrices(weights))
+
+
+def _matrices(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
+    return _shapes({name: tensor for name, tensor in tensors.items() if is_matrix(tensor)})
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Counter[tuple[int, ...]]:
