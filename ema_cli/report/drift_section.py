@@ -51,7 +51,7 @@ def drift_view(report: Report, average: Average, averages: int) -> dict[str, obj
         "rows": [tables.tensor_row(tensor) for tensor in average.tensors] if few else [],
         "is_folded": len(layers) > _MOST_OPEN_LAYERS or not moved,
         "summary": plural(len(average.tensors), "tensor") + ("" if few else " by layer"),
-        "more": f"{more:,} tensors, those of smallest drift, are in the JSON report only." if more else "",
+        "more": f"{plural(more, 'tensor')} of smallest drift: only in the JSON report." if more else "",
     }
 
 

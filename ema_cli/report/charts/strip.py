@@ -10,6 +10,7 @@ from ema_cli.report.charts.canvas import Size, finite, path, sheet, text, units,
 from ema_cli.report.charts.curves import percent_of
 from ema_cli.report.charts.heat_map import runs_of
 from ema_cli.report.charts.lettering import FONT_SIZE, ROW, shortened, text_width
+from ema_cli.text import plural
 from ema_cli.report.charts.shades import LEGEND_HEIGHT, Shades, shades
 
 _HEIGHT = 36
@@ -31,7 +32,7 @@ def drift_strip(values: Sequence[float | None], names: Sequence[str]) -> str:
     shares = [None if (value := finite(one)) is None else finite(100 * value) for one in values]
     scale = shades(shares, unit=" %")
     largest = max(((value, name) for value, name in zip(shares, names, strict=True) if value is not None), default=None)
-    sentence = f"Drift of {len(values):,} tensors in model order"
+    sentence = f"Drift of {plural(len(values), 'tensor')} in model order"
     sentence += f"; the largest is {percent_of(largest[0])}, of {largest[1]}." if largest else "."
 
     def draw(size: Size) -> str:
