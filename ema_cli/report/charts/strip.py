@@ -10,8 +10,8 @@ from ema_cli.report.charts.canvas import Size, finite, path, sheet, text, units,
 from ema_cli.report.charts.curves import percent_of
 from ema_cli.report.charts.heat_map import runs_of
 from ema_cli.report.charts.lettering import FONT_SIZE, ROW, shortened, text_width
-from ema_cli.text import plural
 from ema_cli.report.charts.shades import LEGEND_HEIGHT, Shades, shades
+from ema_cli.text import plural
 
 _HEIGHT = 36
 _MOST_TIPS = 200
