@@ -7,9 +7,9 @@ tensors of a run are of one type and are stored in one piece; in a checkpoint th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ _GAP = 1 << 10
 """Bytes: tensors with smaller gaps between them are read together."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRun:
+class TensorRun(NamedTuple):
     """Some tensors of the plan, one after the other."""
 
     first: int
@@ -75,8 +74,7 @@ def _types(tensor: PlannedTensor, indexes: dict[int, TensorIndex]) -> tuple[DTyp
     return (tensor.dtype, *(layout.dtype for layout in layouts))
 
 
-@dataclass(frozen=True, slots=True)
-class _Cluster:
+class _Cluster(NamedTuple):
     """Tensors of a run that are close together in one file."""
 
     source: ByteSource
