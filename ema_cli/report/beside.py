@@ -16,7 +16,6 @@ from ema_cli.naming import report_name
 from ema_cli.report.input_paths import path_from_other
 from ema_cli.report.model import Report
 from ema_cli.report.serialize import from_plain
-from ema_cli.report.validation import find_fault
 from ema_cli.storage.locations import Location, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -47,6 +46,8 @@ def load_report(path: Location, *, several: bool = False) -> Report:
         InputRefused: the file cannot be read or is not such a report.
 
     """
+    from ema_cli.report.validation import find_fault  # noqa: PLC0415 - a first run finds no report
+
     report = parse_report(path)
     fault = find_fault(report, several=several)
     if fault is not None:
