@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ema_cli.record import record
 from ema_cli.text import regex
@@ -97,6 +98,7 @@ class ParsedName:
         return next((one.value for one in self.numbers[::-1] if one.kind == kind and one.value is not None), None)
 
 
+@lru_cache(maxsize=512)
 def parse_name(name: str) -> ParsedName:
     """Return the numbers in a name without its suffix, and the text around them."""
     stem = SUFFIXES.sub("", name)

@@ -1,7 +1,5 @@
 """The options of the commands: Typer's parameters from the declarations, and the options of the command line alone."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -120,6 +118,7 @@ def _parameter(one: Option) -> inspect.Parameter:
         value, default = (list[value], None) if one.many else (value, False)
     text = f"{one.meaning} [default: {unset}]" if unset else one.meaning
     info = typer.Option(
+        default,
         *filter(None, (one.flag, one.short)),
         help=text.replace("[", "\\["),  # a bracket is markup for Rich
         # A line of the help may end between choices, not inside a word.
@@ -133,6 +132,6 @@ def _parameter(one: Option) -> inspect.Parameter:
     return inspect.Parameter(
         one.parameter,
         inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[value | None if default is None else value, info],
+        default=info,
+        annotation=value | None if default is None else value,
     )

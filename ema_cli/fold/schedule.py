@@ -103,7 +103,8 @@ class Schedule:
         self._announcing = threading.Lock()
 
     def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block | TensorRun]:
-        runs = iter([*self._runs, TensorRun(len(self._plan.tensors), len(self._plan.tensors))])
+        end = len(self._plan.tensors)
+        runs = iter([*self._runs, TensorRun(first=end, stop=end)])
         run = next(runs)
         for number in self._stretch.numbers:
             tensor = self._plan.tensors[number]

@@ -196,6 +196,8 @@ def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands wh
     * ``tuple[X, ...]``: the option can be repeated
     * ``tuple[X, ...] | None``: one text with commas
     * ``Mapping[str, str]``: ``KEY=VALUE``, repeatable
+
+    A module of options does not postpone the evaluation of annotations: every start would compile each from its text.
     """
     held = Option(default=default, **declaration)
     given: dict[str, Any] = {"default_factory": dict} if default is dict else {"default": default}
