@@ -27,7 +27,8 @@ Checkpoints = Annotated[
 ]
 
 FILE = TextForm(parse=locate_on_disk, noun="a file", example="ema-avg.toml")
-_TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
+_NUMBERS: dict[str, type] = {"number": float, "whole number": int}
+_TYPES: dict[str, type] = {"switch": bool, **_NUMBERS}
 
 
 @record
@@ -123,7 +124,7 @@ def _parameter(one: Option) -> inspect.Parameter:
         help=text.replace("[", "\\["),  # a bracket is markup for Rich
         # A line of the help may end between choices, not inside a word.
         metavar=one.metavar or " | ".join(one.words) or None,
-        parser=one.word if one.words else None,
+        parser=one.word if one.words else one.number if one.kind in _NUMBERS else None,
         path_type=str if one.form is FILE else None,  # shells complete its name
         autocompletion=(lambda: [*one.words, *one.aliases]) if one.words else None,
         rich_help_panel=one.panel,
