@@ -46,9 +46,9 @@ def load_report(path: Location, *, several: bool = False) -> Report:
         InputRefused: the file cannot be read or is not such a report.
 
     """
+    report = parse_report(path)
     from ema_cli.report.validation import find_fault  # noqa: PLC0415 - a first run finds no report
 
-    report = parse_report(path)
     fault = find_fault(report, several=several)
     if fault is not None:
         raise InputRefused(f"{quoted(str(path))} is not a valid report of ema-avg: {fault}")
