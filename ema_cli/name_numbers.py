@@ -7,6 +7,8 @@ A word marks a step (``step_100``, ``11epoch``), a part of a checkpoint (``rank_
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 
 from ema_cli.record import record
 from ema_cli.text import regex
@@ -36,12 +38,23 @@ _VALUE = regex(
 _AFTER = r"(?:steps?|iters?|iterations?|updates?|batches|ba|epochs?|ep)"
 _CLOCK = r"[-_T+. ]{1,2}[0-2]\d[-_:.h]?[0-5]\d(?:[-_:.m]?[0-5]\d)?(?:\+\d\d)?"
 _DATE = rf"(?:19|20)\d\d(?:([-_.])(?:0[1-9]|1[0-2])\2[0-3]\d(?:{_CLOCK})?|(?:0[1-9]|1[0-2])[0-3]\d{_CLOCK})"
-_NUMBER = regex(
-    rf"(?P<date>(?<!\d){_DATE}(?!\d))"
-    r"|(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?P<fraction>(?:\.\d+)*)(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
-    rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
-    re.IGNORECASE,
-)
+_DATE_DIGITS = 8
+"""At least: year, month and day."""
+
+
+def _number_or(date: str) -> re.Pattern[str]:
+    return regex(
+        rf"(?P<date>{date})"
+        r"|(?P<digits>\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?P<fraction>(?:\.\d+)*)"
+        r"(?:e(?P<exponent>\+?\d{1,2}|-\d+)(?![a-z0-9]))?"
+        rf"(?:(?P<unit>[kmb])(?=(?:{_AFTER})?(?![a-z0-9])))?",
+        re.IGNORECASE,
+    )
+
+
+_NUMBER_OR_DATE = _number_or(rf"(?<!\d){_DATE}(?!\d)")
+_NUMBER = _number_or("(?!)")
+"""Without the dates, which take longer to compile than all other expressions of most runs."""
 _UNITS = {"": 0, "k": 3, "m": 6, "b": 9}
 """Powers of ten."""
 _BARE_UNITS = ("", "k", "K", "M", "B")
@@ -54,7 +67,7 @@ _NEGATIVE = regex(r"[=_]-$")
 _SHORT = 2
 """Letters of a word that is not read directly after a digit, where it may belong to a hash."""
 MOST_DIGITS = 18
-_DATE_DIGITS = 16
+_TIME_DIGITS = 16
 """Year to second, and a counter of two digits."""
 STEP_LIMIT = 1 << 62
 """Valid steps are below this, and have at most ``MOST_DIGITS`` digits."""
@@ -85,11 +98,12 @@ class ParsedName:
         return next((one.value for one in self.numbers[::-1] if one.kind == kind and one.value is not None), None)
 
 
+@lru_cache(maxsize=512)
 def parse_name(name: str) -> ParsedName:
     """Return the numbers in a name without its suffix, and the text around them."""
     stem = SUFFIXES.sub("", name)
     skeleton, numbers, begin = list[str](), list[NameNumber](), 0
-    for found in _NUMBER.finditer(stem):
+    for found in _find_numbers(stem):
         before, after = stem[begin : found.start()], stem[found.end() :]
         kind = "time" if found["date"] else _kind(before, after, adjacent=bool(begin))
         kind = "value" if not kind and _VALUE.search(stem[: found.start()]) else kind
@@ -114,11 +128,16 @@ def name_form(name: str) -> tuple[str, ...]:
 def canonical_name(name: str) -> tuple[str | int, ...]:
     """Return a name with its whole numbers as values: equal for ``step_005.pt`` and ``step_5.pt``."""
     stem, parts, begin = SUFFIXES.sub("", name), list[str | int](), 0
-    for found in _NUMBER.finditer(stem):
+    for found in _find_numbers(stem):
         value = _value(found, "step")
         parts += [stem[begin : found.start()], found.group() if value is None else value]
         begin = found.end()
     return (*parts, stem[begin:])
+
+
+def _find_numbers(stem: str) -> Iterator[re.Match[str]]:
+    may_be_date = sum(map(str.isdecimal, stem)) >= _DATE_DIGITS
+    return (_NUMBER_OR_DATE if may_be_date else _NUMBER).finditer(stem)
 
 
 def _kind(before: str, after: str, *, adjacent: bool) -> str:
@@ -143,7 +162,7 @@ def _is_whole(after: str) -> bool:
 def _value(found: re.Match[str], kind: str) -> int | None:
     """Return the whole number that a match means, with its exponent and unit; ``None`` for any other."""
     if found["date"]:
-        return int("".join(re.findall(r"\d", found["date"])).ljust(_DATE_DIGITS, "0"))
+        return int("".join(re.findall(r"\d", found["date"])).ljust(_TIME_DIGITS, "0"))
     fraction, exponent, unit = found["fraction"], found["exponent"] or "", found["unit"] or ""
     counted = kind in ("step", "epoch") or unit in _BARE_UNITS
     if not counted or exponent.startswith("-") or (fraction and not (unit or exponent)) or fraction.count(".") > 1:

@@ -226,6 +226,7 @@ OF_FEW_RUNS = (
     ),
     *("ema_cli.planning.lora_exact", "ema_cli.planning.lora_config", "ema_cli.evidence.lora_difference"),
     *("ema_cli.write.folder", "ema_cli.write.resumption", "ema_cli.write.journal", "ema_cli.write.uploads"),
+    *("ema_cli.report.validation", "ema_cli.cli.topics"),
 )
 """What a run of plain files into a pipe does without."""
 OF_NO_PLAN = (

@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from ema_cli._version import __version__
 from ema_cli.cli.app import app
+from ema_cli.cli.exit import explain
 from ema_cli.cli.options import CommandLine
 from ema_cli.fold.kernel import describe_lane
 from ema_cli.options.average import Options
@@ -407,6 +408,36 @@ def test_an_unknown_option_names_the_nearest_one(ema_avg: Run) -> None:
         shown = word.partition("=")[0]
         assert ema_avg("run", word).stderr.startswith(f"error: there is no option {shown}\n  try: {flag} (")
     assert ema_avg("plan", "-z").stderr == "error: there is no option -z\n  try: ema-avg plan --help\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--decay", "0,8"], 'error: --decay "0,8" is not a number\n  try: write a point: --decay 0.8\n'),
+        (["--half-life=1,5"], 'error: --half-life "1,5" is not a number\n  try: write a point: --half-life 1.5\n'),
+        (["--decay", "0,8,9"], 'error: --decay "0,8,9" is not a number\n'),
+        (["--decay", "many"], 'error: --decay "many" is not a number\n'),
+        (["--every", "2,5"], 'error: --every "2,5" is not a whole number\n'),
+    ],
+)
+def test_a_number_has_a_point(arguments: list[str], error: str, run_folder: Path, ema_avg: Run) -> None:
+    """What is no number is named with its option; for a number with a comma, the error has the number to write."""
+    done = ema_avg(run_folder, *arguments)
+    assert (done.returncode, done.stderr) == (2, error)
+
+
+@pytest.mark.parametrize(
+    ("failure", "hint"),
+    [
+        ("libcudart.so.12: cannot open shared object file: No such file or directory", "install the package"),
+        ("libm.so: failed to map segment from shared object", "ulimit -a"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded(failure: str, hint: str) -> None:
+    """One that is missing must be installed; others fail if the memory is limited."""
+    error, code = explain(ImportError(failure))
+    assert (code, error.message) == (71, f"a library cannot be loaded: {failure}")
+    assert error.hint.startswith(hint)
 
 
 def test_no_arguments_show_the_help(ema_avg: Run) -> None:

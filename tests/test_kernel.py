@@ -200,10 +200,11 @@ def average(
     averages: int,
     out: str,
     memory_of_each: int,
+    misaligned: int = 0,
 ) -> Files:
     """Write blocks to a file, at an odd position, and let the kernel average them with random weights.
 
-    ``memory_of_each`` is the number of bytes for each of 1024 elements of each block.
+    ``memory_of_each`` is the number of bytes for each of 1024 elements of each block, ``misaligned`` their first byte.
     """
     assert kernel is not None
     count = len(blocks[0]) // NUMPY_TYPES[name].itemsize
@@ -214,7 +215,7 @@ def average(
     rows, crcs = np.zeros((len(blocks), len(picks) + 2)), np.zeros(len(blocks), dtype=np.uint32)
     half = len(blocks) // 2 if len(picks) % 2 else 0  # with one call, which needs a row of sums, or with two
     sums = np.empty((averages, count + 1 if half else min(count, ROW_ELEMENTS)))
-    memory = np.empty(len(blocks) * ROW_ELEMENTS * memory_of_each, np.uint8)
+    memory = np.empty(misaligned + len(blocks) * ROW_ELEMENTS * memory_of_each, np.uint8)[misaligned:]
     squared = np.empty((averages, 3, -(-count // ROW_ELEMENTS)))
     rounded = np.empty((averages, count * NUMPY_TYPES[out].itemsize), np.uint8)
     fits = bytearray(averages)
@@ -293,11 +294,12 @@ def test_blocks_read_from_a_file(
 
 @pytest.mark.skipif(not READS_FILES, reason="the processor has no instructions for CRC-32")
 @given(seed=SEEDS, length=st.integers(0, 2000), start=st.integers(0, 40))
-def test_crc32(seed: int, length: int, start: int) -> None:
+def test_crc32(seed: int, length: int, start: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The CRC-32 is that of zlib, at any length and address."""
-    assert kernel is not None
-    data = np.random.default_rng(seed).bytes(length + start)
-    assert kernel.crc32(memoryview(data)[start:]) == zlib.crc32(memoryview(data)[start:])
+    block, path = codes(seed, length, "F8_E5M2"), tmp_path_factory.getbasetemp() / "bytes"
+    none = np.empty(0, dtype=np.int64)
+    found = average(path, [block], "F8_E5M2", picks=none, averages=1, out="F32", memory_of_each=8, misaligned=start)
+    assert found.crcs == [zlib.crc32(block.data)]
 
 
 @pytest.mark.skipif(not READS_FILES, reason="the processor has no instructions for CRC-32")

@@ -10,9 +10,11 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import ema_cli
 from ema_cli.errors import OutputError
@@ -264,6 +266,72 @@ def test_an_output_with_the_report_of_an_earlier_one(
     assert ema_avg("verify", output).returncode == 0
 
 
+OF_OTHER_FORMATS: dict[str, tuple[str, dict[str, str]]] = {
+    "a DCP folder": ("ema/", {"format": "dcp"}),
+    "a folder of safetensors": ("ema/", {"max_shard_size": "10KB"}),
+    "a torch file": ("ema.pt", {"format": "same"}),
+}
+"""Outputs that their report identifies, and their options."""
+
+
+def fail_at_report(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Let no report be renamed."""
+    original = Path.replace
+
+    def failing(path: Path, target: Path) -> Path:
+        if target.name.endswith(".report.json"):
+            raise OSError(code, os.strerror(code))
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+
+
+@pytest.mark.parametrize("fault", [(errno.ENOSPC, False), (errno.EIO, True)], ids=["new", "of an earlier run"])
+@pytest.mark.parametrize("kind", OF_OTHER_FORMATS)
+def test_the_next_run_publishes_a_report_that_identifies_its_output(
+    kind: str, fault: tuple[int, bool], tmp_path: Path, ema_avg: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output has its name, and its report could not get its own: the same run again finds both up to date."""
+    (name, options), (code, earlier) = OF_OTHER_FORMATS[kind], fault
+    states = [{"w": torch.full((1000,), float(number))} for number in (1, 2)]
+    paths, files = write_series(tmp_path / "run", states), open_files()
+    given = make_options(paths, decay=0.5, output=f"{tmp_path}/{name}", force=True, **options)
+    if earlier:
+        run_average(replace(given, decay=(0.9,)))
+    fail_at_report(monkeypatch, code)
+    with pytest.raises(OutputError, match=rf"{os.strerror(code)}; new: .*; (not written|unchanged): .*report\.json"):
+        run_average(given)
+    monkeypatch.undo()
+    assert open_files() == files
+    assert len([left for left in listing(tmp_path) if left.startswith(".")]) == 1
+    command = [*paths, "-o", name, *(f"--{key.replace('_', '-')}={value}" for key, value in options.items())]
+    again = ema_avg(*command, "--decay", "0.5")
+    assert (again.returncode, "up to date" in again.stdout) == (0, True)
+    assert not [left for left in listing(tmp_path) if left.startswith(".")]
+    assert verify(given.destination).ok
+    assert ema_avg(*command, "--decay", "0.9", "--force").returncode == 0
+
+
+def test_nothing_else_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that cannot get its name leaves no report, and a further report is not kept."""
+    options = make_options(
+        write_series(tmp_path / "run", random_states(2)),
+        decay=0.5,
+        output=f"{tmp_path}/ema/",
+        format="dcp",
+        report=[tmp_path / "r.html"],
+    )
+    with monkeypatch.context() as patched:
+        fail_at(patched, "rename", 1, errno.EIO)
+        with pytest.raises(OutputError, match="Input/output error"):
+            run_average(options)
+    assert listing(tmp_path) == {"run"}
+    fail_at(monkeypatch, "replace", 1, errno.EIO)
+    with pytest.raises(OutputError, match="Input/output error"):
+        run_average(options)
+    assert {name[:17] for name in listing(tmp_path)} == {"run", "ema", ".ema.report.json."}
+
+
 def test_a_damaged_output_is_not_newer_than_its_report(tmp_path: Path, paths: list[Path]) -> None:
     """A bit that flips on the disk changes no time."""
     output = tmp_path / "ema.safetensors"
@@ -292,6 +360,9 @@ class Named:
         if self._failure is not None:
             raise self._failure
         self.is_named = True
+
+    def keep(self) -> None:
+        """Do nothing."""
 
     def discard(self) -> None:
         """Do nothing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from ema_cli.cli.group import DefaultGroup
-from ema_cli.cli.topics import show_version
 
 app = typer.Typer(
     cls=DefaultGroup,
@@ -18,6 +17,8 @@ app = typer.Typer(
 
 def _version(context: typer.Context, value: bool) -> None:
     if value and not context.resilient_parsing:
+        from ema_cli.cli.topics import show_version  # noqa: PLC0415 - rarely asked for
+
         show_version()
         raise typer.Exit
 

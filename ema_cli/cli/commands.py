@@ -17,7 +17,6 @@ from ema_cli.cli.views.progress import ProgressDisplay
 from ema_cli.discovery.checkpoints import close_all, discover
 from ema_cli.discovery.search import AVERAGES_AVERAGED
 from ema_cli.distributed.alone import Alone
-from ema_cli.distributed.launch import find_launch
 from ema_cli.errors import OutputError, RunWarning
 from ema_cli.events import Event, Planned, WarningIssued
 from ema_cli.options.average import Options
@@ -32,7 +31,7 @@ _UP_TO_DATE = RunWarning(code="up-to-date", message="the outputs are up to date:
 
 def average(options: Options, console: Console, argv: Sequence[str]) -> None:
     """Average, together with the other processes that torchrun or srun has started, if there are any."""
-    launch = find_launch(os.environ)
+    launch = console.launch
     if launch is None:
         lead_average(options, console, argv)
         return

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 from ema_cli.cli import ci
 from ema_cli.cli.ci import Service
 from ema_cli.cli.process import is_lost
+from ema_cli.distributed.launch import Launch
 from ema_cli.errors import EmaAvgError, OutputError, RunWarning
 from ema_cli.record import record
 from ema_cli.text import redacted, safe_text
@@ -54,10 +55,17 @@ class Style:
 
 
 class Console:
-    """Standard output and standard error of a command."""
+    """Standard output and standard error of a command.
 
-    def __init__(self, style: Style) -> None:
+    Args:
+        style: how it prints.
+        launch: the place of this process, if it is one of several.
+
+    """
+
+    def __init__(self, style: Style, launch: Launch | None = None) -> None:
         self.style = style
+        self.launch = launch
         self._rich: dict[bool, RichConsole] = {}
         self.at_end = contextlib.ExitStack()
         """What is done when everything is printed."""

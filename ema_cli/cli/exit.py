@@ -102,6 +102,8 @@ def describe_exhaustion(failure: BaseException) -> errors.SystemExhausted | None
         while cause.__cause__ is not None:  # libraries wrap it in longer messages
             cause = cause.__cause__
         message = f"a library cannot be loaded: {cause}"
+        if os.strerror(errno.ENOENT) in message:
+            hint = "install the package that needs it again, such as torch"
     elif isinstance(failure, OSError) and failure.errno in _EXHAUSTED_ERRNOS:
         message = f"the system is out of resources: {failure.strerror}"
     elif isinstance(failure, RuntimeError) and "start new thread" in str(failure):

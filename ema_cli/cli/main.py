@@ -46,7 +46,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     if launch is not None and launch.rank:
         _be_silent(launch, arguments)
     service = detect(_ci_mode(arguments), os.environ)
-    console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service))
+    console = Console(Style(json="--json" in arguments, color="--no-color" not in arguments, service=service), launch)
     console.begin()
     code = _attempt(arguments, console)
     console.end()

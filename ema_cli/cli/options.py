@@ -1,7 +1,5 @@
 """The options of the commands: Typer's parameters from the declarations, and the options of the command line alone."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +27,8 @@ Checkpoints = Annotated[
 ]
 
 FILE = TextForm(parse=locate_on_disk, noun="a file", example="ema-avg.toml")
-_TYPES: dict[str, type] = {"switch": bool, "number": float, "whole number": int}
+_NUMBERS: dict[str, type] = {"number": float, "whole number": int}
+_TYPES: dict[str, type] = {"switch": bool, **_NUMBERS}
 
 
 @record
@@ -120,11 +119,12 @@ def _parameter(one: Option) -> inspect.Parameter:
         value, default = (list[value], None) if one.many else (value, False)
     text = f"{one.meaning} [default: {unset}]" if unset else one.meaning
     info = typer.Option(
+        default,
         *filter(None, (one.flag, one.short)),
         help=text.replace("[", "\\["),  # a bracket is markup for Rich
         # A line of the help may end between choices, not inside a word.
         metavar=one.metavar or " | ".join(one.words) or None,
-        parser=one.word if one.words else None,
+        parser=one.word if one.words else one.number if one.kind in _NUMBERS else None,
         path_type=str if one.form is FILE else None,  # shells complete its name
         autocompletion=(lambda: [*one.words, *one.aliases]) if one.words else None,
         rich_help_panel=one.panel,
@@ -133,6 +133,6 @@ def _parameter(one: Option) -> inspect.Parameter:
     return inspect.Parameter(
         one.parameter,
         inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[value | None if default is None else value, info],
+        default=info,
+        annotation=value | None if default is None else value,
     )

@@ -17,6 +17,7 @@ from ema_cli.cli.exit import DEBUG_VARIABLE
 from ema_cli.cli.options import CommandLine, Given, takes
 from ema_cli.cli.process import foreign_code, raise_if_terminated
 from ema_cli.errors import EmaAvgError, UsageError
+from ema_cli.fold.devices import check_torch
 from ema_cli.text import without_secrets
 
 commands = typer.Typer()
@@ -94,6 +95,7 @@ def update_statistics(
     line: CommandLine,
 ) -> None:
     """Recompute BatchNorm statistics."""
+    check_torch("update-bn")
     from ema_cli.cli.views.progress import ProgressDisplay  # noqa: PLC0415 - help and usage errors need none of it
     from ema_cli.cli.views.update_view import show_update  # noqa: PLC0415
     from ema_cli.training.batch_norm.data_pass import UserCode  # noqa: PLC0415 - torch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import astuple
 
 from ema_cli.fold.schedule import Stretch
 from ema_cli.record import record
@@ -26,8 +25,7 @@ class Order:
 
     def encoded(self) -> bytes:
         """Return the order as JSON."""
-        stretches = [astuple(stretch) for stretch in self.stretches]
-        return json.dumps([self.block_elements, stretches, self.temps, self.run, self.done]).encode()
+        return json.dumps([self.block_elements, self.stretches, self.temps, self.run, self.done]).encode()
 
     @staticmethod
     def nothing() -> bytes:

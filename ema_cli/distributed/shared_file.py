@@ -53,7 +53,34 @@ def part_of(file: PlannedFile, places: Sequence[tuple[int, int]], rank: int) -> 
     )
 
 
-class SharedFile(OutputFile):
+class FileOfRanks(OutputFile):
+    """A file that rank 0 makes and publishes, and that several processes write into."""
+
+    _makes: bool
+    """Whether this process makes and publishes the file."""
+
+    def make(self) -> None:
+        """Make the file and take its space, before any process opens it."""
+        with Writing(self.path):
+            self._before = state_of(self.path)
+        self.reserve()
+
+    def adopt(self, found: Sequence[WrittenFile]) -> Written:
+        """Take over the description that the owner has made, in rank 0; check and return it. Others have none."""
+        for written in found:
+            self._written = written
+            check_finished(self, written)
+        return Written(files=tuple(found))
+
+    def discard(self) -> None:
+        """Remove the file in the process that has made it; close it in others."""
+        if self._makes:
+            super().discard()
+        else:
+            self._stop()
+
+
+class SharedFile(FileOfRanks):
     """The file as one of its writers sees it; see ``OutputFile``.
 
     Args:
@@ -71,12 +98,6 @@ class SharedFile(OutputFile):
         self._makes = makes
         self._reserved = True
         self._sha256 = ""
-
-    def make(self) -> None:
-        """Make the file and take its space, before any process opens it."""
-        with Writing(self.path):
-            self._before = state_of(self.path)
-        self.reserve()
 
     def _reopen(self) -> None:
         with Writing(self.path):
@@ -125,17 +146,6 @@ class SharedFile(OutputFile):
             sha256 = self._write_back.digest_to(self.size)
         return self._conclude(sha256)
 
-    def adopt(self, written: WrittenFile) -> None:
-        """Take over the description that the owner has made, to publish the file."""
-        self._written = written
-
-    def discard(self) -> None:
-        """Remove the file in the process that has made it; close it in others."""
-        if self._makes:
-            super().discard()
-        else:
-            self._stop()
-
 
 class SharedSingle(SharedFile):
     """An output that is one file; see ``Target``. All processes call ``finish`` together."""
@@ -159,11 +169,7 @@ class SharedSingle(SharedFile):
             done = (self.complete(),)
         elif not self.part.is_whole:
             self.close()
-        found = gather_written(self._meeting, done)
-        if found:
-            self.adopt(found[0])
-            check_finished(self, found[0])
-        return Written(files=tuple(found))
+        return self.adopt(gather_written(self._meeting, done))
 
 
 def refuse_missing(temp: Path) -> None:

@@ -5,6 +5,7 @@ Rank 0 makes the folder with all its files, writes the side files, and publishes
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ema_cli.distributed.meeting import Meeting
@@ -17,7 +18,36 @@ from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.old_folder import OldFolder
 
 
-class SharedFolder(OutputFolder):
+class FolderOfRanks(OutputFolder):
+    """A folder that rank 0 makes and publishes, and that several processes write into."""
+
+    _meeting: Meeting
+
+    def open(self) -> None:
+        """Make the folder, in rank 0."""
+        if self._meeting.is_first:
+            super().open()
+
+    def _complete(self, shared: Iterable[OutputFile], found: Sequence[WrittenFile]) -> Written:
+        """Write the side files, make the folder durable, and return the description of all; in rank 0 alone."""
+        if not self._meeting.is_first:
+            return Written(files=())
+        by_name = {one.name: one for one in found}
+        for file in shared:
+            check_finished(file, by_name[file.path.relative_to(self.path).as_posix()])
+        sides = [self._write_side_file(side) for side in self._output.beside]
+        files = sorted((*found, *sides), key=lambda file: file.name)
+        return self._conclude(Written(files=tuple(files), folder=True))
+
+    def discard(self) -> None:
+        """Remove the folder in rank 0; close its files in others."""
+        if self._meeting.is_first:
+            super().discard()
+        else:
+            FolderFiles.discard(self)
+
+
+class SharedFolder(FolderOfRanks):
     """The folder as one of its writers sees it; see ``Target``. All processes call ``finish`` together.
 
     Args:
@@ -62,11 +92,6 @@ class SharedFolder(OutputFolder):
         part = part_of(planned, self._places, self._meeting.rank)
         return part.end - part.begin
 
-    def open(self) -> None:
-        """Make the folder, in rank 0."""
-        if self._meeting.is_first:
-            super().open()
-
     def finish(self) -> Written:
         """Finish all files; return their descriptions in rank 0, and nothing in others."""
         done: list[WrittenFile] = []
@@ -79,20 +104,4 @@ class SharedFolder(OutputFolder):
                 done.append(file.complete())
             file.close()
         found = gather_written(self._meeting, done)
-        return self._complete(found) if self._meeting.is_first else Written(files=())
-
-    def _complete(self, shards: list[WrittenFile]) -> Written:
-        """Write the side files, make the folder durable, and return the description of all."""
-        by_name = {one.name: one for one in shards}
-        for file in self._shared:
-            check_finished(file, by_name[file.path.name])
-        sides = [self._write_side_file(side) for side in self._output.beside]
-        files = sorted((*shards, *sides), key=lambda file: file.name)
-        return self._conclude(Written(files=tuple(files), folder=True))
-
-    def discard(self) -> None:
-        """Remove the folder in rank 0; close its files in others."""
-        if self._meeting.is_first:
-            super().discard()
-        else:
-            FolderFiles.discard(self)
+        return self._complete(self._shared, found)

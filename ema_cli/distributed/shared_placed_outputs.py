@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ema_cli.distributed.meeting import Meeting
-from ema_cli.distributed.shared_file import check_finished
+from ema_cli.distributed.shared_folder import FolderOfRanks
 from ema_cli.distributed.shared_places import PlacedPart, finish_parts, owners_of
 from ema_cli.events import Counted, Listener
 from ema_cli.records.files import PlacedFile, Written
 from ema_cli.records.plan import PlannedOutput
 from ema_cli.write.file_areas import FileAreas, areas_of
-from ema_cli.write.folder_files import FolderFiles
 from ema_cli.write.old_folder import OldFolder
 from ema_cli.write.placed_file import FileOfPlaces, no_progress
 from ema_cli.write.placed_folder import PlacedFolder
@@ -52,14 +51,10 @@ class SharedPlacedFile(PlacedPart):
 
     def finish(self) -> Written:
         """Finish the file; return its description in rank 0, and nothing in others."""
-        found = finish_parts({self.path.name: self}, self._meeting)
-        if found:
-            self.adopt(found[0])
-            check_finished(self, found[0])
-        return Written(files=tuple(found))
+        return self.adopt(finish_parts({self.path.name: self}, self._meeting))
 
 
-class SharedPlacedFolder(PlacedFolder):
+class SharedPlacedFolder(FolderOfRanks, PlacedFolder):
     """An output that is a folder; see ``Target``. All processes call ``finish`` together.
 
     Args:
@@ -106,11 +101,6 @@ class SharedPlacedFolder(PlacedFolder):
         self._parts[planned.name] = part
         return part
 
-    def open(self) -> None:
-        """Make the folder, in rank 0."""
-        if self._meeting.is_first:
-            super().open()
-
     def write(self, offset: int, data: memoryview) -> None:
         """Write ``data`` at byte ``offset`` of the data section; safe to call from several threads."""
         for piece in self._tensors.pieces(offset, data):
@@ -121,21 +111,7 @@ class SharedPlacedFolder(PlacedFolder):
     def finish(self) -> Written:
         """Finish all files; return their descriptions in rank 0, and nothing in others."""
         found = finish_parts(self._parts, self._meeting)
-        if not self._meeting.is_first:
-            return Written(files=())
-        by_name = {one.name: one for one in found}
-        for name, part in self._parts.items():
-            check_finished(part, by_name[name])
-        sides = [self._write_side_file(side) for side in self._output.beside]
-        files = sorted((*found, *sides), key=lambda file: file.name)
-        return self._conclude(Written(files=tuple(files), folder=True))
-
-    def discard(self) -> None:
-        """Remove the folder in rank 0; close its files in others."""
-        if self._meeting.is_first:
-            super().discard()
-        else:
-            FolderFiles.discard(self)
+        return self._complete(self._parts.values(), found)
 
 
 def make_shared_placed(

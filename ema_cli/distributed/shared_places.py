@@ -16,11 +16,11 @@ from typing import Any
 from zlib_ng import zlib_ng
 
 from ema_cli.distributed.meeting import Meeting
-from ema_cli.distributed.shared_file import gather_written, refuse_missing
+from ema_cli.distributed.shared_file import FileOfRanks, gather_written, refuse_missing
 from ema_cli.records.files import PlacedFile, Placement, Written, WrittenFile
 from ema_cli.write.file_areas import FileAreas
 from ema_cli.write.placed_file import FileOfPlaces
-from ema_cli.write.publish import Writing, state_of
+from ema_cli.write.publish import Writing
 
 Counts = Sequence[Sequence[int]]
 """Offset, length and CRC-32 of pieces of a file."""
@@ -38,7 +38,7 @@ def owners_of(placement: Placement, places: Sequence[tuple[int, int]]) -> dict[s
     return {placement.files[number].name: rank for number, rank in (owners | first).items()}
 
 
-class PlacedPart(FileOfPlaces):
+class PlacedPart(FileOfRanks, FileOfPlaces):
     """A file as one of its writers sees it.
 
     Args:
@@ -68,12 +68,6 @@ class PlacedPart(FileOfPlaces):
         self._bounds = {bound for one in planned.checksums for bound in (one.begin, one.begin + one.nbytes)}
         self._pieces: list[tuple[int, int, int]] = []
         self._of_pieces = threading.Lock()
-
-    def make(self) -> None:
-        """Make the file and take its space, before any process opens it."""
-        with Writing(self.path):
-            self._before = state_of(self.path)
-        self.reserve()
 
     def open(self) -> None:
         """Open the file that rank 0 has made; its owner fills everything but the tensors."""
@@ -122,17 +116,6 @@ class PlacedPart(FileOfPlaces):
         with Writing(self.path):
             for offset, length, crc in pieces:
                 self._count(offset, length, crc)
-
-    def adopt(self, written: WrittenFile) -> None:
-        """Take over the description that the owner has made, to publish the file."""
-        self._written = written
-
-    def discard(self) -> None:
-        """Remove the file in the process that has made it; close it in others."""
-        if self._makes:
-            super().discard()
-        else:
-            self._stop()
 
 
 def finish_parts(parts: Mapping[str, PlacedPart], meeting: Meeting) -> list[WrittenFile]:

@@ -710,17 +710,6 @@ static PyObject *average(PyObject *module, PyObject *args)
         PyBuffer_Release(all[n]);
     return failed ? NULL : PyLong_FromLong(done);
 }
-
-static PyObject *crc32(PyObject *module, PyObject *args)
-{
-    (void)module;
-    Py_buffer raw;
-    if (!PyArg_ParseTuple(args, "y*:crc32", &raw))
-        return NULL;
-    uint32_t crc = crc_of(0, raw.buf, raw.len);
-    PyBuffer_Release(&raw);
-    return PyLong_FromUnsignedLong(crc);
-}
 #endif
 
 static PyObject *lane_name(PyObject *module, PyObject *args)
@@ -752,7 +741,6 @@ static PyMethodDef methods[] = {
     {"round_to", round_all, METH_VARARGS, "Round float64; return whether the absolute values are below a limit."},
 #ifdef HAS_READS
     {"average", average, METH_VARARGS, "Read a block of checkpoints, add it up, measure it and round it."},
-    {"crc32", crc32, METH_VARARGS, "Return the CRC-32 of bytes."},
 #endif
     {"lane", lane_name, METH_NOARGS, "Return the name of the instruction set."},
     {"use", use, METH_VARARGS, "Use the loops of another instruction set."},

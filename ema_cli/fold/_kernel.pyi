@@ -44,7 +44,6 @@ def average(
     limit: float,
     /,
 ) -> int: ...
-def crc32(raw: Buffer, /) -> int: ...
 
 # Sums of squares in rows of 1024: of the average, of its difference to the numbers in raw, and of these numbers.
 # rows is (3, ceil(elements / 1024)) float64.

@@ -17,6 +17,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ema_cli.fold.schedule import Block, Stretch, block_count
+from ema_cli.record import record
 from ema_cli.records.plan import Plan
 from ema_cli.storage.digest import with_lookahead
 from ema_cli.storage.extents import Located, TensorIndex, TensorLayout
@@ -26,7 +27,7 @@ _MODULUS = 1 << 128
 _PIECE_BYTES = 1 << 22
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _OpenTensor:
     """A tensor some blocks of which are still missing."""
 
@@ -145,7 +146,7 @@ def digest_of(index: TensorIndex, names: Collection[str], on_bytes: Callable[[in
     return f"{sum(_of_tensor(_head(index.layouts[number]), crc) for number, crc in crcs.items()) % _MODULUS:032x}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Piece:
     """A run of elements of one tensor; an empty tensor has one piece, too."""
 
@@ -167,7 +168,8 @@ def _pieces(index: TensorIndex, names: Collection[str]) -> Iterator[_Piece]:
         if layout.name in names:
             extent, step = index.extent(number), _PIECE_BYTES // layout.dtype.itemsize
             for start in range(0, max(layout.elements, 1), step):
-                yield _Piece(number, extent, start, min(step, layout.elements - start))
+                count = min(step, layout.elements - start)
+                yield _Piece(number=number, extent=extent, start=start, count=count)
 
 
 def _head(layout: TensorLayout) -> bytes:

@@ -56,6 +56,17 @@ def _why_no_gpu() -> str:
     return "" if count_gpus() else "torch finds no GPU"
 
 
+def check_torch(user: str) -> None:
+    """Raise if torch is not installed; ``user`` is what needs it.
+
+    Raises:
+        UsageError: it is not.
+
+    """
+    if find_spec("torch") is None:
+        raise UsageError(f"{user} needs torch, which is not installed", hint="pip install torch")
+
+
 def check_gpu(name: str) -> None:
     """Raise if there is no GPU called ``name``.
 
@@ -63,8 +74,7 @@ def check_gpu(name: str) -> None:
         UsageError: torch is not installed, or does not find this GPU.
 
     """
-    if find_spec("torch") is None:
-        raise UsageError(f"--device {name} needs torch, which is not installed", hint="pip install torch")
+    check_torch(f"--device {name}")
     from ema_cli.fold.cuda import find_device  # noqa: PLC0415 - torch takes seconds to import
 
     find_device(name)

@@ -41,7 +41,8 @@ def _is_outdated(kernel_file: Path) -> bool:
     A clone has the sources there; an installed package has not.
     """
     built = kernel_file.stat().st_mtime_ns
-    return any(path.stat().st_mtime_ns > built for path in kernel_file.parent.glob("*.[ch]"))
+    sources = [path for path in kernel_file.parent.iterdir() if path.suffix in (".c", ".h")]
+    return any(path.stat().st_mtime_ns > built for path in sources)
 
 
 kernel, _reason = find_kernel()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ema_cli.fold.concatenation import piece_shapes, runs_in
 from ema_cli.fold.conversion import components
 from ema_cli.fold.tensor_runs import RunPlaces, TensorRun, find_runs
+from ema_cli.record import record
 from ema_cli.records.plan import ROW_ELEMENTS, Action, Plan, PlannedTensor
 from ema_cli.storage.extents import Located
 from ema_cli.storage.strided_read import announce
@@ -25,7 +26,7 @@ _TOGETHER_READ = 1 << 24
 """And at most so many in all checkpoints."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Block:
     """A run of elements of one tensor: a block, or several that are folded together."""
 
@@ -41,8 +42,7 @@ class Block:
     """Number of blocks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Blocks of a plan that are one after the other: from one block up to, and without, another."""
 
     first: int
@@ -103,7 +103,8 @@ class Schedule:
         self._announcing = threading.Lock()
 
     def _cut(self, size: Callable[[PlannedTensor], int]) -> Iterator[Block | TensorRun]:
-        runs = iter([*self._runs, TensorRun(len(self._plan.tensors), len(self._plan.tensors))])
+        end = len(self._plan.tensors)
+        runs = iter([*self._runs, TensorRun(first=end, stop=end)])
         run = next(runs)
         for number in self._stretch.numbers:
             tensor = self._plan.tensors[number]
@@ -117,7 +118,8 @@ class Schedule:
             of_block = block_elements(self._plan, tensor)
             for start in range(low, max(high, low + 1), step):
                 count = min(step, high - start)
-                yield Block(number, start // of_block, start, count, max(1, -(-count // of_block)))
+                parts = max(1, -(-count // of_block))
+                yield Block(number=number, part=start // of_block, start=start, count=count, parts=parts)
 
     def take(self) -> Block | TensorRun | None:
         """Return the next block or run, ``None`` when there is none left.
@@ -197,7 +199,8 @@ def single_blocks(plan: Plan, block: Block) -> Iterator[Block]:
     """Yield blocks that are folded together one by one."""
     step = block_elements(plan, plan.tensors[block.number])
     for k in range(block.parts):
-        yield Block(block.number, block.part + k, block.start + k * step, min(step, block.count - k * step))
+        start, count = block.start + k * step, min(step, block.count - k * step)
+        yield Block(number=block.number, part=block.part + k, start=start, count=count)
 
 
 def block_count(plan: Plan, tensor: PlannedTensor) -> int:

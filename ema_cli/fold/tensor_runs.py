@@ -7,7 +7,6 @@ tensors of a run are of one type and are stored in one piece; in a checkpoint th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ema_cli.dtypes import DType, Kind
 from ema_cli.fold.conversion import Bytes
 from ema_cli.fold.integrity import IntegrityCheck
+from ema_cli.record import record
 from ema_cli.records.plan import LARGEST_RUN, Action, Plan, PlannedTensor
 from ema_cli.storage.extents import TensorIndex
 from ema_cli.storage.source import ByteSource
@@ -30,7 +30,7 @@ _GAP = 1 << 10
 """Bytes: tensors with smaller gaps between them are read together."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorRun:
     """Some tensors of the plan, one after the other."""
 
@@ -51,11 +51,11 @@ def find_runs(plan: Plan, done: frozenset[int]) -> list[TensorRun]:
     for number, tensor in enumerate(plan.tensors):
         types = None if number in done or not _may_join(tensor) else _types(tensor, indexes)
         if types is None or types != before or elements + tensor.elements > most or number - first >= _MOST_TENSORS:
-            runs.append(TensorRun(first, number))
+            runs.append(TensorRun(first=first, stop=number))
             first, elements = number if types else number + 1, 0
         elements += tensor.elements
         before = types
-    runs.append(TensorRun(first, len(plan.tensors)))
+    runs.append(TensorRun(first=first, stop=len(plan.tensors)))
     return [run for run in runs if run.stop - run.first > 1]
 
 
@@ -75,7 +75,7 @@ def _types(tensor: PlannedTensor, indexes: dict[int, TensorIndex]) -> tuple[DTyp
     return (tensor.dtype, *(layout.dtype for layout in layouts))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Cluster:
     """Tensors of a run that are close together in one file."""
 
@@ -165,7 +165,13 @@ class RunPlaces:
         is_far = (begins[1:] - ends[:-1] > _GAP) | (of_files[1:] != of_files[:-1])
         for low, high in pairwise([0, *(np.flatnonzero(is_far) + 1).tolist(), len(order)]):
             file = int(of_files[low])
-            yield _Cluster(index.sources[file], file, order[low:high], begins[low:high], ends[low:high])
+            yield _Cluster(
+                source=index.sources[file],
+                file=file,
+                members=order[low:high],
+                begins=begins[low:high],
+                ends=ends[low:high],
+            )
 
 
 def _copy(raw: Bytes, begins: Numbers, out: Bytes, starts: Numbers, sizes: Numbers) -> None:

@@ -47,7 +47,8 @@ class Worker:
         if isinstance(block, TensorRun):
             read, alone = self._runs.process(block)
             for number in alone:
-                self.process(Block(number, 0, 0, self._state.plan.tensors[number].elements))
+                elements = self._state.plan.tensors[number].elements
+                self.process(Block(number=number, part=0, start=0, count=elements))
             return read
         if block.number != self._tensor:
             self._extents = self._state.schedule.extents(block.number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 
 from ema_cli.errors import EmaAvgError, InputRefused
 from ema_cli.formats.file import read_file
@@ -123,7 +122,7 @@ def _clean_names(
     clean = strip_prefixes(names, strip_prefix, parts=keys if len(keys) > 1 else (), bare=bare)
     if clean.prefixes:
         pairs = zip(layouts, clean.names, strict=False)
-        layouts = pool.intern(tuple(replace(layout, name=name) for layout, name in pairs))
+        layouts = pool.intern(tuple(layout._replace(name=name) for layout, name in pairs))
     return _CleanNames(
         layouts=layouts,
         unreadable=tuple(clean.names[len(layouts) :]),

@@ -1,7 +1,5 @@
 """The options of an average, and the checks that need no file."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -169,6 +169,20 @@ class Option:
         message = f"{self.flag} {quoted(str(value))} is none of {', '.join(self.words)}"
         raise UsageError(message, hint=did_you_mean(str(value), (*self.words, *self.aliases)))
 
+    def number(self, text: str | float) -> float:
+        """Return the number, or whole number, that a text on the command line means.
+
+        Raises:
+            UsageError: it is none; for a number with a comma, the error says to write a point.
+
+        """
+        try:
+            return int(text) if self.kind == "whole number" else float(text)
+        except ValueError as error:
+            pointed = str(text).replace(",", ".", 1)
+            hint = f"write a point: {self.flag} {pointed}" if self.kind == "number" and _is_number(pointed) else ""
+            raise UsageError(f"{self.flag} {quoted(str(text))} is not {_NOUNS[self.kind]}", hint=hint) from error
+
     def _read_one(self, value: Any) -> Any:  # noqa: ANN401
         value = plain(value)
         noun = self.form.noun if self.form else _NOUNS.get(self.kind, "text")
@@ -187,6 +201,14 @@ class Option:
         return self.word(value)
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands where a field's default does
     """Declare a field of a record as an option; the keywords are attributes of ``Option``.
 
@@ -196,6 +218,8 @@ def option(default: Any, **declaration: Any) -> Any:  # noqa: ANN401 - stands wh
     * ``tuple[X, ...]``: the option can be repeated
     * ``tuple[X, ...] | None``: one text with commas
     * ``Mapping[str, str]``: ``KEY=VALUE``, repeatable
+
+    A module of options does not postpone the evaluation of annotations: every start would compile each from its text.
     """
     held = Option(default=default, **declaration)
     given: dict[str, Any] = {"default_factory": dict} if default is dict else {"default": default}

@@ -1,7 +1,5 @@
 """The options of the inputs: which checkpoints and tensors take part, and in which order."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from typing import Literal

@@ -1,7 +1,5 @@
 """The options of the output: where it is written, in which form, and what its name may be."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The options of the weights, checked for contradictions, and the methods that they choose."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from ema_cli.errors import UsageError

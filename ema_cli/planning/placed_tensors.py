@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from ema_cli.errors import InputRefused
 from ema_cli.formats.state_dict.tree import join
@@ -99,7 +98,7 @@ def _tiles_of_link(chain: Chain, number: int) -> Iterator[tuple[tuple[int, ...],
     for box in flat_boxes(whole.shape, chain.begin(number), chain.begin(number + 1)):
         shape = tuple(stop - first for first, stop in box)
         inner = TensorLayout(name=whole.name, dtype=whole.dtype, shape=shape, strides=None)
-        yield tuple(first for first, _ in box), replace(link, offset=offset, layout=inner)
+        yield tuple(first for first, _ in box), link._replace(offset=offset, layout=inner)
         offset += inner.nbytes
 
 

@@ -192,13 +192,23 @@ class Series:
     @property
     def folded(self) -> tuple[Folded, ...]:
         """All checkpoints of the average, including those inside a previous one."""
-        fresh = [member for member in self.members if member.role is Role.CHECKPOINT]
-        inside = self.continuation.folded if self.continuation else ()
-        names = distinct_names(
-            [absolute(member.checkpoint.path) for member in fresh], taken=[known.name for known in inside]
-        )
-        new = [Folded(name=name, step=m.step.value if m.step else None) for name, m in zip(names, fresh, strict=True)]
+        inside, paths = self._inside, [absolute(member.checkpoint.path) for member in self._fresh]
+        names = distinct_names(paths, taken=[known.name for known in inside])
+        new = [Folded(name=name, step=step) for name, step in zip(names, self._fresh_steps, strict=True)]
         return (*inside, *new)
+
+    @property
+    def _inside(self) -> tuple[Folded, ...]:
+        """The checkpoints inside a previous average."""
+        return self.continuation.folded if self.continuation else ()
+
+    @property
+    def _fresh(self) -> list[OrderedCheckpoint]:
+        return [member for member in self.members if member.role is Role.CHECKPOINT]
+
+    @property
+    def _fresh_steps(self) -> list[int | None]:
+        return [member.step.value if member.step else None for member in self._fresh]
 
     @property
     def nothing_new(self) -> bool:
@@ -209,5 +219,5 @@ class Series:
     def timeline(self) -> Timeline:
         """The steps of the checkpoints of the average."""
         weights = [member.weight for member in self.members if member.weight is not None]
-        timeline = Timeline.of([known.step for known in self.folded], self.unit, weights)
+        timeline = Timeline.of([*(one.step for one in self._inside), *self._fresh_steps], self.unit, weights)
         return replace(timeline, after_live=self.continuation is not None and self.continuation.from_snapshot)

@@ -16,7 +16,6 @@ from ema_cli.naming import report_name
 from ema_cli.report.input_paths import path_from_other
 from ema_cli.report.model import Report
 from ema_cli.report.serialize import from_plain
-from ema_cli.report.validation import find_fault
 from ema_cli.storage.locations import Location, open_source
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted
@@ -48,6 +47,8 @@ def load_report(path: Location, *, several: bool = False) -> Report:
 
     """
     report = parse_report(path)
+    from ema_cli.report.validation import find_fault  # noqa: PLC0415 - a first run finds no report
+
     fault = find_fault(report, several=several)
     if fault is not None:
         raise InputRefused(f"{quoted(str(path))} is not a valid report of ema-avg: {fault}")

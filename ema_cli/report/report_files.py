@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 from ema_cli.errors import EmaAvgError, NothingMatched, OutputError
 from ema_cli.naming import report_name
 from ema_cli.options.average import Options
 from ema_cli.options.output_options import check_report_name
-from ema_cli.records.plan import Plan
+from ema_cli.records.plan import Plan, PlannedOutput
 from ema_cli.report.beside import report_of_average, report_path
 from ema_cli.report.model import Report
 from ema_cli.report.render import is_report, render_report
 from ema_cli.storage.locations import Location, open_source
 from ema_cli.text import quoted
 from ema_cli.write.make_target import make_small
-from ema_cli.write.publication import Finished, publish_all
+from ema_cli.write.publication import Finished, IdentifyingReport, publish_all
+from ema_cli.write.target import SmallTarget
 
 
 def stage_reports(plan: Plan, report: Report, options: Options, unpublished: ExitStack) -> list[Finished]:
@@ -30,11 +33,18 @@ def stage_reports(plan: Plan, report: Report, options: Options, unpublished: Exi
         OutputError: a report cannot be written.
 
     """
+    outputs = {report_path(output.path): output for output in plan.outputs}
     contents: dict[Location, list[bytes]] = {
-        report_path(output.path): render_report(report_of_average(report, k), ".json")
-        for k, output in enumerate(plan.outputs)
+        path: render_report(report_of_average(report, k), ".json") for k, path in enumerate(outputs)
     }
-    return _stage(contents | _requested(report, options), unpublished)
+    return _stage(contents | _requested(report, options), unpublished, outputs)
+
+
+def finished_report(path: Location, target: SmallTarget, output: PlannedOutput | None) -> Finished:
+    """Return a report that is complete: that of an output, or a further one."""
+    if output is not None and (output.folder or output.placement is not None):
+        return IdentifyingReport(path=path, target=target, output=output.path)
+    return Finished(path=path, target=target)
 
 
 def write_requested_reports(report: Report, options: Options) -> None:
@@ -95,11 +105,16 @@ def _requested(report: Report, options: Options) -> dict[Location, list[bytes]]:
     return {path: render_report(report, path.suffix) for path in options.report}
 
 
-def _stage(contents: dict[Location, list[bytes]], unpublished: ExitStack) -> list[Finished]:
+def _stage(
+    contents: Mapping[Location, list[bytes]],
+    unpublished: ExitStack,
+    outputs: Mapping[Location, PlannedOutput] = MappingProxyType({}),
+) -> list[Finished]:
+    """Write reports under hidden names; ``outputs``: those that reports are of, by the path of the report."""
     files = []
     for path, pieces in contents.items():
         file = make_small(path)
         unpublished.callback(file.discard)
         file.write(*pieces)
-        files.append(Finished(path=path, target=file))
+        files.append(finished_report(path, file, outputs.get(path)))
     return files

@@ -13,8 +13,7 @@ import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from ema_cli.errors import InputChanged
 
@@ -24,11 +23,23 @@ _SHARES = 64
 """The part of the open files that one thread borrows at a time is at most 1 / 64."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class _Open:
-    descriptor: int
-    readers: int = 0
-    """Number of threads that are using it now."""
+    """An open file, lent inside a ``with`` block."""
+
+    __slots__ = ("_lock", "descriptor", "readers")
+
+    def __init__(self, descriptor: int, lock: threading.Lock) -> None:
+        self.descriptor = descriptor
+        self.readers = 0
+        """Number of threads that are using it now."""
+        self._lock = lock
+
+    def __enter__(self) -> int:
+        return self.descriptor
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.readers -= 1
 
 
 class DescriptorPool:
@@ -38,8 +49,7 @@ class DescriptorPool:
         self._open: OrderedDict[Hashable, _Open] = OrderedDict()
         self._lock = threading.Lock()
 
-    @contextmanager
-    def borrow(self, owner: Hashable, reopen: Callable[[], int]) -> Iterator[int]:
+    def borrow(self, owner: Hashable, reopen: Callable[[], int]) -> AbstractContextManager[int]:
         """Lend the descriptor of ``owner``, which stays open inside the context.
 
         Args:
@@ -50,11 +60,7 @@ class DescriptorPool:
             InputChanged: the system has no descriptor left.
 
         """
-        lent = self._lend(owner, reopen)
-        try:
-            yield lent.descriptor
-        finally:
-            self._take_back([lent])
+        return self._lend(owner, reopen)
 
     @contextmanager
     def borrow_several(self, files: Sequence[tuple[Hashable, Callable[[], int]]]) -> Iterator[list[int]]:
@@ -64,13 +70,8 @@ class DescriptorPool:
             InputChanged: as ``borrow`` does.
 
         """
-        lent: list[_Open] = []
-        try:
-            for owner, reopen in files[: max(1, _most_open() // _SHARES)]:
-                lent.append(self._lend(owner, reopen))
-            yield [found.descriptor for found in lent]
-        finally:
-            self._take_back(lent)
+        with ExitStack() as lent:
+            yield [lent.enter_context(self._lend(*file)) for file in files[: max(1, _most_open() // _SHARES)]]
 
     def _lend(self, owner: Hashable, reopen: Callable[[], int]) -> _Open:
         with self._lock:
@@ -80,11 +81,6 @@ class DescriptorPool:
             self._open.move_to_end(owner)
             found.readers += 1
         return found
-
-    def _take_back(self, lent: Sequence[_Open]) -> None:
-        with self._lock:
-            for found in lent:
-                found.readers -= 1
 
     def close(self, owner: Hashable) -> None:
         """Close the file of ``owner``, if it is open."""
@@ -99,7 +95,7 @@ class DescriptorPool:
             pass
         while True:
             try:
-                added = self._open[owner] = _Open(reopen())
+                added = self._open[owner] = _Open(reopen(), self._lock)
             except OSError as error:
                 if error.errno != errno.EMFILE:
                     raise

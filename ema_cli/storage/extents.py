@@ -13,10 +13,9 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, repeat
 from types import MappingProxyType
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from ema_cli.dtypes import DType
 from ema_cli.record import record
@@ -28,8 +27,7 @@ _MOST_REMEMBERED = 2
 _MOST_BRANCHES = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """A rectangle of a tensor that is stored separately."""
 
     origin: tuple[int, ...]
@@ -39,8 +37,7 @@ class Part:
     """As in ``TensorLayout``, in the rectangle's own storage."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorLayout:
+class TensorLayout(NamedTuple):
     """A tensor without its position: the same in all checkpoints of a run."""
 
     name: str
@@ -69,8 +66,7 @@ class TensorLayout:
         return self.elements * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class Extent(NamedTuple):
     """A tensor with its position: element ``[0, ..., 0]`` is at byte ``offset`` of ``source``."""
 
     source: ByteSource

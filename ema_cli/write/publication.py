@@ -3,7 +3,7 @@
 No system gives several names at once. A file that could not get its name leaves those before it new and those after it
 as they were; nothing is put back, because the same error would be likely to stop that, too. Old reports are not removed
 either: whatever refuses a rename refuses a removal. ``ema-avg verify`` recognizes an output that is newer than its
-report.
+report. A report that alone identifies a new output stays under its hidden name, and the next run publishes it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,14 @@ class Finished:
     target: Target | SmallTarget
 
 
+@record
+class IdentifyingReport(Finished):
+    """The report of an output that nothing else shows to be of this program: a folder, or a file of another format."""
+
+    target: SmallTarget
+    output: Location
+
+
 def publish_all(files: Sequence[Finished]) -> None:
     """Give finished files their names, in this order.
 
@@ -42,8 +50,17 @@ def publish_all(files: Sequence[Finished]) -> None:
             new = done + isinstance(error, NotDurable)
             if not new:
                 raise
+            _keep_reports(files[:new], files[new:])
             hint = f"{error.hint}; --force overwrites what is new" if error.hint else "run again with --force"
             raise OutputError(f"{error.message}; {_state(files[:new], files[new:])}", hint=hint) from error
+
+
+def _keep_reports(new: Sequence[Finished], others: Sequence[Finished]) -> None:
+    """Leave the reports without which the next run would not know a new output; it gives them their names."""
+    outputs = {file.path for file in new}
+    for file in others:
+        if isinstance(file, IdentifyingReport) and file.output in outputs:
+            file.target.keep()
 
 
 def _state(new: Sequence[Finished], others: Sequence[Finished]) -> str:

@@ -25,7 +25,7 @@ class SmallFile:
         self._temp: Path | None = None
         self._fd = -1
         """Open until the file is published or discarded: it holds the lock of the temporary file."""
-        self._published = False
+        self._stays = False
 
     def write(self, *pieces: bytes) -> None:
         """Write the file durably under a temporary name, in folders that may be new; remove what killed runs left."""
@@ -55,18 +55,21 @@ class SmallFile:
         assert self._temp is not None, "write comes first"  # noqa: S101
         with Writing(self._path):
             publish(self._temp, self._path)
-        self._published = True
+        self.keep()
         self._close()
 
+    def keep(self) -> None:
+        """Let ``discard`` leave the file, under the name that it has."""
+        self._stays = True
+
     def discard(self) -> None:
-        """Remove the file; does nothing after ``publish``."""
-        if self._published:
-            return
-        if self._temp is not None:
+        """Close and remove the file; do not remove it after ``publish`` or ``keep``."""
+        if self._temp is not None and not self._stays:
             with contextlib.suppress(OSError):  # the next run removes it
                 self._temp.unlink(missing_ok=True)
         self._close()
-        self._parents.remove()
+        if not self._stays:
+            self._parents.remove()
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -51,5 +51,8 @@ class SmallTarget(Protocol):
     def publish(self) -> None:
         """Give the file its name."""
 
+    def keep(self) -> None:
+        """Let ``discard`` leave what is on a disk under its hidden name, where the next run finds it."""
+
     def discard(self) -> None:
         """Remove what was written; does nothing after ``publish``."""

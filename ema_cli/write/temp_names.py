@@ -6,7 +6,6 @@ A long name is shortened in them, with a digest of the whole name, so that they 
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ _RESUMABLE, _JOURNAL, _LOCK = "resume.partial", "journal", "lock"
 _ROOM_BYTES = 22
 """Of a hidden name, for what is around the name of the output: ``.NAME.0123456789ab.partial``."""
 _DIGEST_DIGITS = 16
+_HEX_DIGITS = frozenset("0123456789abcdef")
 _INSIDE_CHARACTER = range(0x80, 0xC0)
 """Bytes of UTF-8 that no character begins with."""
 _LONGEST_BYTES = 255
@@ -47,9 +47,7 @@ def journal_name(path: Path, rank: int = 0) -> Path:
 
 def journals_of_ranks(path: Path) -> list[Path]:
     """Return the journals of all processes but the first, in no order."""
-    before = f".{_stem(path)}.{_JOURNAL}-"
-    found = path.parent.glob(f"{glob.escape(before)}*")
-    return [journal for journal in found if journal.name.removeprefix(before).isdecimal()]
+    return [journal for journal, rank in _beside(path, f"{_JOURNAL}-", "") if rank.isdecimal()]
 
 
 def lock_name(path: Path) -> Path:
@@ -101,7 +99,7 @@ def remove_leftovers(path: Path, *, keep_resumable: bool = False) -> None:
 
     """
     is_unpublished = any(built.is_dir() for built in leftovers_of(path))
-    for aside in path.parent.glob(_pattern(path, _ASIDE)):
+    for aside in _hidden_beside(path, _ASIDE):
         if not os.path.lexists(path):
             aside.rename(path)
         elif is_unpublished:  # what has the name is not what this folder was set aside for
@@ -121,7 +119,7 @@ def leftovers_of(path: Path) -> list[Path]:
 
     Those of ``--resume`` are not among them.
     """
-    return list(path.parent.glob(_pattern(path, _BUILT)))
+    return _hidden_beside(path, _BUILT)
 
 
 def rename_aside(aside: Path, path: Path) -> Path:
@@ -167,6 +165,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _pattern(path: Path, kind: str) -> str:
-    """Return a pattern that matches the hidden names made here for ``path``, and no other names."""
-    return f".{glob.escape(_stem(path))}.{'[0-9a-f]' * 2 * _RANDOM_BYTES}.{kind}"
+def _hidden_beside(path: Path, kind: str) -> list[Path]:
+    """Return what has a hidden name that was made here for ``path``."""
+    found = _beside(path, "", f".{kind}")
+    return [hidden for hidden, digits in found if len(digits) == 2 * _RANDOM_BYTES and set(digits) <= _HEX_DIGITS]
+
+
+def _beside(path: Path, begin: str, end: str) -> list[tuple[Path, str]]:
+    """Return what is beside ``path`` under hidden names, and the text between ``begin`` and ``end`` in each name."""
+    begin = f".{_stem(path)}.{begin}"
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    return [
+        (path.with_name(name), name.removeprefix(begin).removesuffix(end))
+        for name in names
+        if name.startswith(begin) and name.endswith(end)
+    ]

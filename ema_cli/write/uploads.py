@@ -44,6 +44,9 @@ class SmallUpload:
             store, path = store_of(self._url)
             store.pipe_file(path, self._data)
 
+    def keep(self) -> None:
+        """Do nothing: before ``publish`` nothing was sent."""
+
     def discard(self) -> None:
         """Do nothing: before ``publish`` nothing was sent."""
 

@@ -78,6 +78,8 @@ def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> 
     # be taken may belong to another run.
     may_leave = ended.status == 0 or call in ("unlink", "rmdir", "flock")
     may_leave = may_leave or (ended.status == RESOURCES and "resumed" in scene.shape)  # kept for a later run
+    # Only its report identifies a new folder, so a report that cannot get its name is left for the next run.
+    is_kept = ended.status == OUTPUT and call == "rename" and ".report.json." in hit and not scene.output.suffix
     needless = call in HARMLESS or code in (SHORT, errno.EINTR)
     allowed = {0} if needless else {0, OUTPUT, RESOURCES} if code == errno.ENOMEM else {0, 5}
     checks = {
@@ -87,7 +89,7 @@ def _after_error(scene: Scene, call: str, code: int, hit: str, ended: Ended) -> 
         "failed before anything was published, and the old output is gone": ended.status == 5
         and call in BEFORE_PUBLISHING
         and scene.outputs() != scene.old,
-        f"left {scene.leftovers()}": bool(scene.leftovers()) and not may_leave,
+        f"left {scene.leftovers()}": scene.leftovers() != [Path(hit).name] * is_kept and not may_leave,
     }
     stated = disagreements(scene, ended) if ended.status else unverified(scene, earlier=True)
     return [*wrong(checks), *scene.whole(earlier=True), *stated]

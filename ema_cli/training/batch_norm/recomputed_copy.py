@@ -27,6 +27,7 @@ from ema_cli.records.series import Checkpoint
 from ema_cli.report.beside import report_path
 from ema_cli.report.model import BatchNormUpdate, Report
 from ema_cli.report.render import render_report
+from ema_cli.report.report_files import finished_report
 from ema_cli.report.update_report import build_update_report
 from ema_cli.storage.digest import sha256_of_all
 from ema_cli.storage.locations import identity_of
@@ -122,17 +123,17 @@ class RecomputedCopy:
                 seconds=time.monotonic() - started,
             )
             self._refuse_existing(copy.planned)  # the user's code ran meanwhile
-            self._publish(target, report, unpublished)
+            self._publish(target, report, unpublished, copy.planned)
         return report
 
-    def _publish(self, target: Target, report: Report, unpublished: ExitStack) -> None:
+    def _publish(self, target: Target, report: Report, unpublished: ExitStack, planned: PlannedOutput) -> None:
         """Write the report, and give the output and then the report their names."""
         path = report_path(self._path)
         beside = make_small(path)
         unpublished.callback(beside.discard)
         beside.write(*render_report(report, ".json"))
         with uninterrupted():
-            publish_all([Finished(path=self._path, target=target), Finished(path=path, target=beside)])
+            publish_all([Finished(path=self._path, target=target), finished_report(path, beside, planned)])
 
 
 def _filled(target: Target, pieces: Iterable[tuple[int, memoryview]]) -> Written:
