@@ -25,6 +25,7 @@ def save(path: Path, number: int, *, zipped: bool = True) -> None:
     model = {
         "module.weight": torch.randn(30, 40),
         "module.turned": base.t(),
+        "module.empty": torch.empty(0, 4),
         "module.bn.running_mean": torch.randn(4),
         "module.bn.num_batches_tracked": torch.tensor(number),
     }
@@ -163,4 +164,4 @@ def test_diff_shows_what_was_averaged(run: Path, ema_avg: Run) -> None:
     done = ema_cli.diff(made(run), run / "step_3.pt")
     assert [one.name for one in done.different] == ["weight", "turned", "bn.running_mean"]
     assert done.only_in_a == done.only_in_b == ()
-    assert "different: 3 of 4" in ema_avg("diff", run.parent / "ema.pt", run / "step_3.pt").stdout
+    assert "different: 3 of 5" in ema_avg("diff", run.parent / "ema.pt", run / "step_3.pt").stdout

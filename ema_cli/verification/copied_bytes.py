@@ -94,12 +94,13 @@ def _replaced(report: Report, last: Checkpoint) -> Mapping[object, list[Range]]:
     }
     found: dict[object, list[Range]] = {}
     layouts = last.index.layouts
-    for position, layout in enumerate(layouts):
-        for extent in _extents(last.index.extent(position)) if layout.name in names else ():
+    has_bytes = [layout.name in names and 0 not in layout.shape for layout in layouts]
+    for position in range(len(layouts)):
+        for extent in _extents(last.index.extent(position)) if has_bytes[position] else ():
             begin = extent.offset
             found.setdefault(extent.source.identity, []).append((begin, begin + _nbytes(extent.layout)))
     for position, file, begin in last.twins:
-        if layouts[position].name in names:
+        if has_bytes[position]:
             source = last.index.sources[file]
             found.setdefault(source.identity, []).append((begin, begin + _nbytes(layouts[position])))
     return found
