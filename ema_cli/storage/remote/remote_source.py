@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache, Pieces
+from ema_cli.storage.remote.failure_causes import failure_of
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.remote.retries import read_or_raise, retry
+from ema_cli.storage.remote.s3_object import S3, S3Object, is_refused, is_signable
 from ema_cli.storage.remote.spool import Spool
+from ema_cli.storage.remote.store_failure import StoreError
 from ema_cli.storage.remote.stores import calling, info_of, store_of
 from ema_cli.storage.remote.web_object import WebObject
 from ema_cli.storage.source import ByteSource
@@ -57,7 +59,7 @@ class RemoteSource(ByteSource):
         self.name = str(url)
         self._url = url
         self._store, self._path = store_of(url)
-        self._web = read_or_raise(lambda: WebObject(self._store, url, BLOCK_BYTES), url) if url.is_web else None
+        self._web = _opened_by_http(self._store, self._path, url)
         info = self._web.info if self._web else info_of(self._store, self._path, url)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
@@ -158,16 +160,26 @@ class RemoteSource(ByteSource):
 
     def _fetch(self, begin: int, end: int) -> Pieces:
         """Return a range of the object."""
-        read: Callable[[int, int], Pieces] = self._web.read if self._web else self._ask
         return read_or_raise(
-            lambda: read(begin, end),
+            lambda: self._ask(begin, end),
             self._url,
             place=f"at byte {begin:,}",
             opened=True,
             closed=self._prefetcher.closed,
         )
 
-    def _ask(self, begin: int, end: int) -> list[bytes]:
+    def _ask(self, begin: int, end: int) -> Pieces:
+        """Request a range."""
+        if self._web is None:
+            return self._ask_store(begin, end)
+        try:
+            return self._web.read(begin, end)
+        except StoreError as error:
+            if self._url.is_web or not is_refused(error.failure):
+                raise
+        return self._ask_store(begin, end)
+
+    def _ask_store(self, begin: int, end: int) -> list[bytes]:
         """Request a range of the pinned object, if the store supports that."""
         with calling(self._url, tag=self._tag if self._url.scheme in ("s3", "s3a") else None):
             data = self._ask_library(begin, end)
@@ -182,6 +194,25 @@ class RemoteSource(ByteSource):
                 return bytes(file.read(end - begin))
         pinned = {} if self._generation is None else {"generation": self._generation}
         return bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
+
+
+def _opened_by_http(store: Any, path: str, url: Url) -> WebObject | None:  # noqa: ANN401 - fsspec has no types
+    """Return a file on the web, or in a store that signs addresses; ``None`` if the library of the store has to ask.
+
+    The library also says why there is no object, or no access to it.
+    """
+    if url.is_web:
+        return read_or_raise(lambda: WebObject(store, url, BLOCK_BYTES), url)
+    if url.scheme not in S3 or not is_signable(store, path):
+        return None
+    try:
+        return retry(lambda: S3Object(store, path, url, BLOCK_BYTES), url)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if failure_of(error, url).may_pass:
+            raise reading_error(error, url) from error
+    return None
 
 
 def is_remote_folder(url: Url) -> bool:

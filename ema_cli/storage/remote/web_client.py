@@ -53,8 +53,14 @@ class WebClient:
         """When their time was moved, by the clock of the event loop."""
 
     @asynccontextmanager
-    async def get(self, address: Any, headers: Mapping[str, str]) -> AsyncIterator[Any]:  # noqa: ANN401 - yarl's URL
-        """Send a request, follow redirects, and yield the answer before its body is read.
+    async def get(
+        self,
+        address: Any,  # noqa: ANN401 - yarl's URL
+        headers: Mapping[str, str],
+        *,
+        redirects: bool = True,
+    ) -> AsyncIterator[Any]:
+        """Send a request, follow redirects unless ``redirects`` is false, and yield the answer before its body is read.
 
         Raises:
             StoreError: a redirect is not followed.
@@ -64,7 +70,8 @@ class WebClient:
         async with asyncio.timeout(ANSWER_SECONDS) as limit:
             self._waiting.add(limit)
             try:
-                answer = await self._follow(address, headers)
+                ask = self._follow if redirects else self._request
+                answer = await ask(address, headers)
             finally:
                 self._waiting.discard(limit)
         try:
@@ -95,7 +102,7 @@ class WebClient:
             address = _target(first, address, target)
         raise _not_followed(f"redirects more than {MOST_REDIRECTS} times", FailureKind.FAILING)
 
-    async def _request(self, address: Any, headers: Mapping[str, str], *, named: bool) -> Any:  # noqa: ANN401
+    async def _request(self, address: Any, headers: Mapping[str, str], *, named: bool = True) -> Any:  # noqa: ANN401
         import aiohttp  # noqa: PLC0415 - only where something is on the web
 
         store = self._store()

@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from ema_cli.errors import UsageError
@@ -31,6 +32,7 @@ class WebObject:
         store: fsspec's file system of the web.
         url: of the file.
         head_bytes: how many of the first bytes to request.
+        address: where to request the file if not at ``url``: redirects from there are not followed.
 
     Raises:
         UsageError: the URL is not valid.
@@ -38,16 +40,30 @@ class WebObject:
 
     """
 
-    def __init__(self, store: Any, url: Url, head_bytes: int) -> None:  # noqa: ANN401 - fsspec has no types
-        self._store, self._url, self._client = store, url, client_of(store)
-        self._address = _parsed(store, url)
+    def __init__(
+        self,
+        store: Any,  # noqa: ANN401 - fsspec has no types
+        url: Url,
+        head_bytes: int,
+        *,
+        address: Url | None = None,
+    ) -> None:
+        self._store, self._client = store, client_of(store)
+        self.url = url
+        """The name of the file."""
+        self.address = address or url
+        """Where it is requested. May be replaced by another address of the same file."""
+        self._redirects = address is None
+        """Whether redirects are followed."""
+        _parsed(store, self.address)
         self.size = 0
         """Bytes of the file."""
         self.head = b""
         """The first bytes: ``head_bytes``, or all."""
         self.tag: str | None = None
         """The entity tag."""
-        self._modified: str | None = None
+        self.modified: str | None = None
+        """The time of the last change, as the server writes it."""
         self._proven = False
         """Whether every answer stated the entity tag of the first, which proves that all are of one version."""
         self._requests: set[Future[Any]] = set()
@@ -91,13 +107,16 @@ class WebObject:
         except (MemoryError, CancelledError):
             raise
         except Exception as error:  # aiohttp lets all kinds through
-            raise request_error(error, self._url) from error
+            raise request_error(error, self.url) from error
         finally:
             request.cancel()
             self._requests.discard(request)
 
+    def _get(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:
+        return self._client.get(_parsed(self._store, self.address), headers, redirects=self._redirects)
+
     async def _open(self, head_bytes: int) -> None:
-        async with self._client.get(self._address, _headers(0, head_bytes)) as answer:
+        async with self._get(_headers(0, head_bytes)) as answer:
             declared = self._described(answer)
             if answer.status == _WHOLE and declared.total != 0:
                 raise _refused("the server does not support byte ranges")
@@ -106,14 +125,14 @@ class WebObject:
             end = min(head_bytes, declared.total)
             _check_range(declared, 0, end)
             self.head = b"".join(await read_body(answer, end, self._client.wait_on)) if end else b""
-        self.size, self.tag, self._modified = declared.total, declared.tag, declared.modified
+        self.size, self.tag, self.modified = declared.total, declared.tag, declared.modified
         self._proven = self._is_strong
 
     async def _compare(self) -> None:
-        async with self._client.get(self._address, _headers(0, 1)) as answer:
+        async with self._get(_headers(0, 1)) as answer:
             declared = self._described(answer)
             # With a tag, copies of the file on several servers may have other times.
-            same_time = self.tag is not None or declared.modified == self._modified
+            same_time = self.tag is not None or declared.modified == self.modified
             if declared.total not in (None, self.size) or declared.tag != self.tag or not same_time:
                 raise _replaced()
             if answer.status == PARTIAL:
@@ -126,7 +145,7 @@ class WebObject:
 
     async def _read(self, begin: int, end: int) -> list[bytes | bytearray]:
         tagged = {"If-Match": self.tag} if self.tag is not None and self._is_strong else {}
-        async with self._client.get(self._address, {**_headers(begin, end), **tagged}) as answer:
+        async with self._get({**_headers(begin, end), **tagged}) as answer:
             if answer.status == _BEYOND:
                 raise _replaced()
             declared = self._declared(answer)
@@ -138,7 +157,7 @@ class WebObject:
 
     def _declared(self, answer: Any) -> DeclaredRange:  # noqa: ANN401
         if answer.status not in (_WHOLE, PARTIAL):
-            raise status_error(answer, self._url, self._address.host)
+            raise status_error(answer, self.url, _parsed(self._store, self.address).host)
         return declared_range(answer)
 
     def _described(self, answer: Any) -> DeclaredRange:  # noqa: ANN401

@@ -1,0 +1,143 @@
+"""Objects of S3, read as files on the web: one signed address costs less than a library that signs every request.
+
+The library of the store signs the address, with its own credentials and settings. What is refused there, and what needs
+more than an address, the library reads itself: it knows regions, other ways to sign, and what an error means.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+from weakref import WeakKeyDictionary
+
+from ema_cli.storage.remote.limits import CALL_SECONDS
+from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.storage.remote.store_options import user_options
+from ema_cli.storage.remote.stores import calling
+from ema_cli.storage.remote.web_object import WebObject
+from ema_cli.storage.url import Url
+
+S3 = ("s3", "s3a")
+_VALID_SECONDS = 3600
+"""How long an address is valid."""
+_RENEWED_SECONDS = 300
+"""After which it is signed again: temporary credentials are replaced 10 minutes before their end at the latest."""
+_SIGNING = frozenset(
+    (
+        *("signature_version", "region_name", "s3", "use_dualstack_endpoint", "use_fips_endpoint"),
+        *("endpoint_url", "use_ssl", "api_version"),
+        *("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
+    )
+)
+"""Settings of botocore that its addresses follow. Others are about requests, which only the library sends so."""
+_REFUSED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""By file system, the buckets that refuse addresses which the library signed."""
+_SIGNERS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""By file system, whether addresses that it signs do all that its requests do."""
+
+
+class S3Object(WebObject):
+    """An object in a bucket, as it was when it was opened.
+
+    Args:
+        store: s3fs' file system.
+        path: of the object there.
+        url: of the object.
+        head_bytes: how many of the first bytes to request.
+
+    Raises:
+        StoreError: the object does not exist, the store denies access, or fails.
+        Exception: of the library, if it cannot sign: there are no credentials.
+
+    """
+
+    def __init__(self, store: Any, path: str, url: Url, head_bytes: int) -> None:  # noqa: ANN401 - s3fs has no types
+        self._signer, self._path, self._until = store, path, 0.0
+        super().__init__(_web(), url, head_bytes, address=self._signed(url))
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Size, entity tag and time of the last change, as s3fs describes an object."""
+        from botocore.utils import parse_timestamp  # noqa: PLC0415 - slow, and only for S3
+
+        modified = "" if self.modified is None else parse_timestamp(self.modified)
+        return {"size": self.size, "ETag": self.tag or "", "LastModified": modified}
+
+    def read(self, begin: int, end: int) -> list[bytes | bytearray]:
+        """Return the bytes from ``begin`` to before ``end``, requested at an address that is still valid."""
+        self._renew()
+        try:
+            return super().read(begin, end)
+        except StoreError as error:
+            if is_refused(error.failure):
+                self._until = 0.0
+            raise
+
+    def raise_if_changed(self) -> None:
+        """Ask for the object again, unless every answer has shown that it is of the same version."""
+        self._renew()
+        super().raise_if_changed()
+
+    def _renew(self) -> None:
+        if time.monotonic() > self._until:
+            self.address = self._signed(self.url)
+
+    def _signed(self, url: Url) -> Url:
+        with calling(url, seconds=CALL_SECONDS):
+            address = Url(self._signer.sign(self._path, expiration=_VALID_SECONDS))
+        self._until = time.monotonic() + _RENEWED_SECONDS
+        return address
+
+
+def is_refused(failure: StoreFailure) -> bool:
+    """Whether what is asked at an address of an object that exists is refused, so that the library has to ask."""
+    return not failure.may_pass and failure.kind not in (FailureKind.MISSING, FailureKind.REPLACED)
+
+
+def is_signable(store: Any, path: str) -> bool:  # noqa: ANN401
+    """Whether an object can be read at an address that s3fs' file system ``store`` signs."""
+    bucket, key, _ = store.split_path(path)
+    # Access points and directory buckets have signatures of their own.
+    if not key or ":" in bucket or bucket.endswith("--x-s3") or bucket in _REFUSED.get(store, ()):
+        return False
+    if store not in _SIGNERS:
+        _SIGNERS[store] = _signs_all(store)
+    return _SIGNERS[store]
+
+
+def remember_refusal(store: Any, path: str) -> None:  # noqa: ANN401
+    """Remember that a bucket refuses addresses although the library can read it."""
+    _REFUSED.setdefault(store, set()).add(store.split_path(path)[0])
+
+
+def _signs_all(store: Any) -> bool:  # noqa: ANN401
+    """Whether an address can do all that the settings ask for: no further headers, proxies or certificates."""
+    settings = {*store.client_kwargs, *user_options(S3, "config_kwargs")}
+    if store.requester_pays or store.s3_additional_kwargs or settings - _SIGNING:
+        return False
+    client = store.s3
+    client.meta.events.register_first("choose-signer.s3", _keep_version_4)
+    endpoint = urlsplit(client.meta.endpoint_url)
+    if endpoint.scheme in getproxies() and not proxy_bypass(endpoint.hostname or ""):
+        return False
+    authorities = store.session.get_config_variable("ca_bundle")
+    return endpoint.scheme == "http" or authorities in (None, ssl.get_default_verify_paths().cafile)
+
+
+def _keep_version_4(signature_version: object, **_: object) -> object:
+    """Return the version to sign an address with: botocore's default is an old one, which not all buckets take."""
+    return "s3v4-query" if signature_version in ("v4-query", "s3v4-query") else None
+
+
+@cache
+def _web() -> Any:  # noqa: ANN401 - fsspec has no types
+    """Return fsspec's file system of the web without the user's settings of it: they are for other servers."""
+    from fsspec.core import filesystem  # noqa: PLC0415 - only where something is remote
+
+    store = filesystem("http", client_kwargs={}, encoded=True, skip_instance_cache=True)
+    store.kwargs = {}
+    return store
