@@ -17,8 +17,8 @@ from ema_cli.storage.remote.failure_causes import failure_of
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
-from ema_cli.storage.remote.retries import read_or_raise, retry
-from ema_cli.storage.remote.s3_object import S3, S3Object, is_refused, is_signable
+from ema_cli.storage.remote.retries import TRIES, TRIES_OF_S3, read_or_raise, retry
+from ema_cli.storage.remote.s3_object import S3, S3Object, is_refused, replace_signer, signer_of
 from ema_cli.storage.remote.spool import Spool
 from ema_cli.storage.remote.store_failure import StoreError
 from ema_cli.storage.remote.stores import calling, info_of, store_of
@@ -59,8 +59,7 @@ class RemoteSource(ByteSource):
         self.name = str(url)
         self._url = url
         self._store, self._path = store_of(url)
-        self._web = _opened_by_http(self._store, self._path, url)
-        info = self._web.info if self._web else info_of(self._store, self._path, url)
+        self._web, info = _opened(self._store, self._path, url, BLOCK_BYTES)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
@@ -165,6 +164,7 @@ class RemoteSource(ByteSource):
             self._url,
             place=f"at byte {begin:,}",
             opened=True,
+            tries=TRIES_OF_S3 if isinstance(self._web, S3Object) else TRIES,
             closed=self._prefetcher.closed,
         )
 
@@ -196,17 +196,36 @@ class RemoteSource(ByteSource):
         return bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
 
 
-def _opened_by_http(store: Any, path: str, url: Url) -> WebObject | None:  # noqa: ANN401 - fsspec has no types
-    """Return a file on the web, or in a store that signs addresses; ``None`` if the library of the store has to ask.
+def _opened(
+    store: Any,  # noqa: ANN401 - fsspec has no types
+    path: str,
+    url: Url,
+    head_bytes: int,
+) -> tuple[WebObject | None, dict[str, Any] | None]:
+    """Open an object; return what reads it, ``None`` if that is the library of the store, and its description.
 
-    The library also says why there is no object, or no access to it.
+    There is no description if the object does not exist.
     """
     if url.is_web:
-        return read_or_raise(lambda: WebObject(store, url, BLOCK_BYTES), url)
-    if url.scheme not in S3 or not is_signable(store, path):
-        return None
+        web = read_or_raise(lambda: WebObject(store, url, head_bytes), url)
+        return web, web.info
+    signer = signer_of(store, path) if url.scheme in S3 else None
+    signed = signer and _opened_at_signed(signer, path, url, head_bytes)
+    if signed:
+        return signed, signed.info
+    info = info_of(store, path, url)  # which says why there is no object, or no access to it
+    if signer and info and info.get("type") == "file" and info["size"]:
+        with calling(url, seconds=CALL_SECONDS):
+            replace_signer(store, path, signer)
+        signer = signer_of(store, path)
+        signed = signer and _opened_at_signed(signer, path, url, head_bytes)
+    return (signed, signed.info) if signed else (None, info)
+
+
+def _opened_at_signed(signer: Any, path: str, url: Url, head_bytes: int) -> S3Object | None:  # noqa: ANN401
+    """Return an object of S3, opened at a signed address; ``None`` if it is refused there."""
     try:
-        return retry(lambda: S3Object(store, path, url, BLOCK_BYTES), url)
+        return retry(lambda: S3Object(signer, path, url, head_bytes), url, tries=TRIES_OF_S3)
     except MemoryError:
         raise
     except Exception as error:
@@ -220,7 +239,8 @@ def is_remote_folder(url: Url) -> bool:
     if url.is_web or time.monotonic() < _OBJECTS_UNTIL.get(url, 0):
         return False
     store, path = store_of(url)
-    info = info_of(store, path, url)
+    # What has no dot in its name is rather a folder: only the library can tell that.
+    info = _opened(store, path, url, 1)[1] if "." in url.name else info_of(store, path, url)
     is_directory = info is not None and info.get("type") == "directory"
     if info is not None and not is_directory:
         _remember_objects([url])

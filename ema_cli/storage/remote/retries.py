@@ -16,6 +16,8 @@ Answer = TypeVar("Answer")
 RETRY_DELAY_SECONDS = 0.2
 """Delay before the second try, doubled before each further try, and varied by half. Tests set it to 0."""
 TRIES = 5
+TRIES_OF_S3 = 8
+"""Tries for objects of S3 that its library does not ask for: a bucket may be too busy for half a minute."""
 TRIES_OF_PATIENT = 2
 """Tries for stores with libraries that retry on their own, for half a minute."""
 PATIENT = ("gs", "gcs", "hf")
@@ -25,14 +27,14 @@ LONGEST_WAIT_SECONDS = 60
 """A store that asks to wait for longer is not asked again."""
 
 
-def retry(ask: Callable[[], Answer], url: Url, *, closed: threading.Event | None = None) -> Answer:
+def retry(ask: Callable[[], Answer], url: Url, *, tries: int = TRIES, closed: threading.Event | None = None) -> Answer:
     """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
 
     It stops once ``closed`` is set. The last error is raised.
     """
     closed = closed or threading.Event()
     begin = time.monotonic()
-    for attempt in range(TRIES_OF_PATIENT if url.scheme in PATIENT else TRIES):
+    for attempt in range(TRIES_OF_PATIENT if url.scheme in PATIENT else tries):
         try:
             return ask()
         except MemoryError:
@@ -53,6 +55,7 @@ def read_or_raise(
     *,
     place: str = "",
     opened: bool = False,
+    tries: int = TRIES,
     closed: threading.Event | None = None,
 ) -> Answer:
     """Return the answer of a store about an input, with retries.
@@ -62,6 +65,7 @@ def read_or_raise(
         url: of the input.
         place: continues "cannot be read" in the message, such as ``at byte 5``.
         opened: the object existed before, so if it is missing now it was removed.
+        tries: at most, unless the library of the store tries on its own.
         closed: set when the answer is no longer needed.
 
     Raises:
@@ -71,7 +75,7 @@ def read_or_raise(
 
     """
     try:
-        return retry(ask, url, closed=closed)
+        return retry(ask, url, tries=tries, closed=closed)
     except MemoryError:
         raise
     except Exception as error:

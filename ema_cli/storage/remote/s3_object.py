@@ -7,7 +7,9 @@ more than an address, the library reads itself: it knows regions, other ways to 
 from __future__ import annotations
 
 import ssl
+import threading
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
-from ema_cli.storage.remote.store_options import user_options
+from ema_cli.storage.remote.store_options import limit_tries, user_options
 from ema_cli.storage.remote.stores import calling
 from ema_cli.storage.remote.web_object import WebObject
 from ema_cli.storage.url import Url
@@ -34,17 +36,17 @@ _SIGNING = frozenset(
     )
 )
 """Settings of botocore that its addresses follow. Others are about requests, which only the library sends so."""
-_REFUSED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
-"""By file system, the buckets that refuse addresses which the library signed."""
-_SIGNERS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-"""By file system, whether addresses that it signs do all that its requests do."""
+_REGION = "x-amz-bucket-region"
+_SIGNERS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+"""By s3fs' file system and bucket, the one that signs the addresses; ``None`` if the library has to read there."""
+_LOCK = threading.Lock()
 
 
 class S3Object(WebObject):
     """An object in a bucket, as it was when it was opened.
 
     Args:
-        store: s3fs' file system.
+        store: s3fs' file system that signs the addresses.
         path: of the object there.
         url: of the object.
         head_bytes: how many of the first bytes to request.
@@ -58,14 +60,14 @@ class S3Object(WebObject):
     def __init__(self, store: Any, path: str, url: Url, head_bytes: int) -> None:  # noqa: ANN401 - s3fs has no types
         self._signer, self._path, self._until = store, path, 0.0
         super().__init__(_web(), url, head_bytes, address=self._signed(url))
+        from botocore.utils import parse_timestamp  # noqa: PLC0415 - slow, and only for S3
+
+        self._changed = "" if self.modified is None else parse_timestamp(self.modified)
 
     @property
     def info(self) -> dict[str, Any]:
         """Size, entity tag and time of the last change, as s3fs describes an object."""
-        from botocore.utils import parse_timestamp  # noqa: PLC0415 - slow, and only for S3
-
-        modified = "" if self.modified is None else parse_timestamp(self.modified)
-        return {"size": self.size, "ETag": self.tag or "", "LastModified": modified}
+        return {"size": self.size, "ETag": self.tag or "", "LastModified": self._changed}
 
     def read(self, begin: int, end: int) -> list[bytes | bytearray]:
         """Return the bytes from ``begin`` to before ``end``, requested at an address that is still valid."""
@@ -98,29 +100,51 @@ def is_refused(failure: StoreFailure) -> bool:
     return not failure.may_pass and failure.kind not in (FailureKind.MISSING, FailureKind.REPLACED)
 
 
-def is_signable(store: Any, path: str) -> bool:  # noqa: ANN401
-    """Whether an object can be read at an address that s3fs' file system ``store`` signs."""
+def signer_of(store: Any, path: str) -> Any:  # noqa: ANN401
+    """Return the file system of s3fs that signs the address of an object; ``None`` if the library has to read it."""
     bucket, key, _ = store.split_path(path)
     # Access points and directory buckets have signatures of their own.
-    if not key or ":" in bucket or bucket.endswith("--x-s3") or bucket in _REFUSED.get(store, ()):
-        return False
-    if store not in _SIGNERS:
-        _SIGNERS[store] = _signs_all(store)
-    return _SIGNERS[store]
+    if not key or ":" in bucket or bucket.endswith("--x-s3"):
+        return None
+    with _LOCK:
+        signers = _SIGNERS.setdefault(store, {})
+        if bucket not in signers:
+            try:
+                signers[bucket] = store if _signs_all(store, bucket) else None
+            except Exception:  # noqa: BLE001 - of any kind, such as settings that are wrong: the library says so
+                return None
+        return signers[bucket]
 
 
-def remember_refusal(store: Any, path: str) -> None:  # noqa: ANN401
-    """Remember that a bucket refuses addresses although the library can read it."""
-    _REFUSED.setdefault(store, set()).add(store.split_path(path)[0])
+def replace_signer(store: Any, path: str, refused: Any) -> None:  # noqa: ANN401
+    """Find another signer for a bucket that the library can read, but not at addresses of ``refused``.
+
+    They may have to be those of another region, which only the library finds out by itself.
+    """
+    bucket, *_ = store.split_path(path)
+    with _LOCK:
+        if _SIGNERS[store][bucket] is not refused:
+            return
+        _SIGNERS[store][bucket] = None
+        with suppress(Exception):
+            region = store.call_s3("head_bucket", Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"][_REGION]
+            if region != refused.s3.meta.region_name:
+                settings = {**store.client_kwargs, "region_name": region}
+                made = type(store)(**{**store.storage_options, "client_kwargs": settings, "session": store.session})
+                limit_tries(made, S3[0])
+                _SIGNERS[store][bucket] = made if _signs_all(made, bucket) else None
 
 
-def _signs_all(store: Any) -> bool:  # noqa: ANN401
+def _signs_all(store: Any, bucket: str) -> bool:  # noqa: ANN401
     """Whether an address can do all that the settings ask for: no further headers, proxies or certificates."""
+    from fsspec.asyn import sync  # noqa: PLC0415 - only where something is remote
+
     settings = {*store.client_kwargs, *user_options(S3, "config_kwargs")}
     if store.requester_pays or store.s3_additional_kwargs or settings - _SIGNING:
         return False
-    client = store.s3
-    client.meta.events.register_first("choose-signer.s3", _keep_version_4)
+    store.connect()
+    client = sync(store.loop, store.get_s3, bucket)
+    client.meta.events.register_first("choose-signer.s3", _keep_version_4, unique_id=__name__)
     endpoint = urlsplit(client.meta.endpoint_url)
     if endpoint.scheme in getproxies() and not proxy_bypass(endpoint.hostname or ""):
         return False
