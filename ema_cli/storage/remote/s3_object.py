@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
-from weakref import WeakKeyDictionary
 
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
@@ -37,7 +36,7 @@ _SIGNING = frozenset(
 )
 """Settings of botocore that its addresses follow. Others are about requests, which only the library sends so."""
 _REGION = "x-amz-bucket-region"
-_SIGNERS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+_SIGNERS: dict[tuple[Any, str], Any] = {}
 """By s3fs' file system and bucket, the one that signs the addresses; ``None`` if the library has to read there."""
 _LOCK = threading.Lock()
 
@@ -107,13 +106,12 @@ def signer_of(store: Any, path: str) -> Any:  # noqa: ANN401
     if not key or ":" in bucket or bucket.endswith("--x-s3"):
         return None
     with _LOCK:
-        signers = _SIGNERS.setdefault(store, {})
-        if bucket not in signers:
+        if (store, bucket) not in _SIGNERS:
             try:
-                signers[bucket] = store if _signs_all(store, bucket) else None
+                _SIGNERS[store, bucket] = store if _signs_all(store, bucket) else None
             except Exception:  # noqa: BLE001 - of any kind, such as settings that are wrong: the library says so
                 return None
-        return signers[bucket]
+        return _SIGNERS[store, bucket]
 
 
 def replace_signer(store: Any, path: str, refused: Any) -> None:  # noqa: ANN401
@@ -123,16 +121,16 @@ def replace_signer(store: Any, path: str, refused: Any) -> None:  # noqa: ANN401
     """
     bucket, *_ = store.split_path(path)
     with _LOCK:
-        if _SIGNERS[store][bucket] is not refused:
+        if _SIGNERS[store, bucket] is not refused:
             return
-        _SIGNERS[store][bucket] = None
+        _SIGNERS[store, bucket] = None
         with suppress(Exception):
             region = store.call_s3("head_bucket", Bucket=bucket)["ResponseMetadata"]["HTTPHeaders"][_REGION]
             if region != refused.s3.meta.region_name:
                 settings = {**store.client_kwargs, "region_name": region}
                 made = type(store)(**{**store.storage_options, "client_kwargs": settings, "session": store.session})
                 limit_tries(made, S3[0])
-                _SIGNERS[store][bucket] = made if _signs_all(made, bucket) else None
+                _SIGNERS[store, bucket] = made if _signs_all(made, bucket) else None
 
 
 def _signs_all(store: Any, bucket: str) -> bool:  # noqa: ANN401
