@@ -87,7 +87,7 @@ def test_every_request_is_for_bytes(bench: Bench, tmp_path: Path) -> None:
     average(tmp_path, f"s3://{BUCKET}/run")
     of_objects = [one for one in asked if ".safetensors" in one.path]
     assert {(one.method, SIGNED in one.path) for one in of_objects} == {("GET", True)}
-    assert sorted(one.path.partition("?")[0][-11:-12:-1] for one in of_objects if one.range == (0, 65535)) == ["s", "s"]
+    assert [one.range for one in of_objects].count((0, 65535)) == 2
     assert all(one.headers["If-Match"] for one in of_objects if one.range != (0, 65535))
     assert {one.headers["Accept-Encoding"] for one in of_objects} == {"identity"}
     asked.clear()
@@ -162,16 +162,16 @@ def test_a_version_of_an_object_can_be_named(bench: Bench, monkeypatch: pytest.M
     client.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Suspended"})
 
 
-@pytest.mark.parametrize("mode", ["401", "403", "no redirect", "400"])
+@pytest.mark.parametrize("mode", ["401", "403", "307", "301", "400"])
 def test_the_library_reads_what_is_refused_at_an_address(mode: str, bench: Bench, tmp_path: Path) -> None:
     """A bucket that refuses signed addresses is read all the same, and is not asked for them again and again."""
 
     def answer(asked: Asked) -> None:
-        status, more = {"no redirect": (307, {"location": "http://127.0.0.1:9/"}), "400": (400, {})}[mode]
-        asked.begin(status, [], content_length="0", **more)
+        more = {"location": "http://127.0.0.1:9/"} if mode == "307" else {}
+        asked.begin(int(mode), [], content_length="0", **more)
 
-    plan = refuse(bench, mode if mode in MODES else "403")
-    plan.mode = MODES.get(mode, answer)
+    plan = refuse(bench, "403")
+    plan.mode = answer
     average(tmp_path)
     assert 2 <= len(plan.seen) <= 4
     seen = len(plan.seen)

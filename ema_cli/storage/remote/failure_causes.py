@@ -67,7 +67,7 @@ def failure_of(error: BaseException, url: Url) -> StoreFailure:
 
 def status_kind(status: int) -> FailureKind:
     """Return what the HTTP status of an answer that is not the expected one means."""
-    refused = HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR
+    refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR
     return _KIND_BY_STATUS.get(status, FailureKind.REFUSED if refused else FailureKind.FAILING)
 
 

@@ -70,8 +70,7 @@ class WebClient:
         async with asyncio.timeout(ANSWER_SECONDS) as limit:
             self._waiting.add(limit)
             try:
-                ask = self._follow if redirects else self._request
-                answer = await ask(address, headers)
+                answer = await self._follow(address, headers, redirects=redirects)
             finally:
                 self._waiting.discard(limit)
         try:
@@ -91,18 +90,20 @@ class WebClient:
             if not limit.expired():
                 limit.reschedule(deadline)
 
-    async def _follow(self, first: Any, headers: Mapping[str, str]) -> Any:  # noqa: ANN401
+    async def _follow(self, first: Any, headers: Mapping[str, str], *, redirects: bool) -> Any:  # noqa: ANN401
         address = first
         for _ in range(MOST_REDIRECTS + 1):
             answer = await self._request(address, headers, named=_is_same_host(first, address))
             target = answer.headers.get("Location")
-            if answer.status not in _REDIRECTS or target is None:
+            if answer.status not in _REDIRECTS or (target is None and redirects):
                 return answer
             answer.release()
+            if target is None or not redirects:
+                raise _not_followed("redirects, which is not followed")
             address = _target(first, address, target)
         raise _not_followed(f"redirects more than {MOST_REDIRECTS} times", FailureKind.FAILING)
 
-    async def _request(self, address: Any, headers: Mapping[str, str], *, named: bool = True) -> Any:  # noqa: ANN401
+    async def _request(self, address: Any, headers: Mapping[str, str], *, named: bool) -> Any:  # noqa: ANN401
         import aiohttp  # noqa: PLC0415 - only where something is on the web
 
         store = self._store()
