@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -57,7 +57,7 @@ class S3Object(WebObject):
     """
 
     def __init__(self, store: Any, path: str, url: Url, head_bytes: int) -> None:  # noqa: ANN401 - s3fs has no types
-        self._signer, self._path, self._until = store, path, 0.0
+        self._signer, self._path, self._refusals = store, path, 0
         super().__init__(_web(), url, head_bytes, address=self._signed(url))
         from botocore.utils import parse_timestamp  # noqa: PLC0415 - slow, and only for S3
 
@@ -70,28 +70,28 @@ class S3Object(WebObject):
 
     def read(self, begin: int, end: int) -> list[bytes | bytearray]:
         """Return the bytes from ``begin`` to before ``end``, requested at an address that is still valid."""
-        self._renew()
+        self.address = self._signed(self.url)
         try:
             return super().read(begin, end)
         except StoreError as error:
-            if is_refused(error.failure):
-                self._until = 0.0
+            self._refusals += is_refused(error.failure)
             raise
 
     def raise_if_changed(self) -> None:
         """Ask for the object again, unless every answer has shown that it is of the same version."""
-        self._renew()
+        self.address = self._signed(self.url)
         super().raise_if_changed()
 
-    def _renew(self) -> None:
-        if time.monotonic() > self._until:
-            self.address = self._signed(self.url)
-
     def _signed(self, url: Url) -> Url:
+        """Return an address that is still valid, and not one that was refused."""
         with calling(url, seconds=CALL_SECONDS):
-            address = Url(self._signer.sign(self._path, expiration=_VALID_SECONDS))
-        self._until = time.monotonic() + _RENEWED_SECONDS
-        return address
+            return _address(self._signer, self._path, int(time.monotonic() // _RENEWED_SECONDS), self._refusals)
+
+
+@lru_cache(maxsize=1024)
+def _address(signer: Any, path: str, period: int, refusals: int) -> Url:  # noqa: ANN401, ARG001 - what is remembered
+    """Return a signed address, the same one for a while: to sign takes half a millisecond."""
+    return Url(signer.sign(path, expiration=_VALID_SECONDS))
 
 
 def is_refused(failure: StoreFailure) -> bool:
