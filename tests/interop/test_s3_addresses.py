@@ -59,7 +59,7 @@ def log(bench: Bench) -> list[Asked]:
         asked.append(one)
         return False
 
-    bench.proxy.plan = Plan(when=note)
+    bench.proxy.plan = Plan(mode=MODES["500"], when=note)
     return asked
 
 
