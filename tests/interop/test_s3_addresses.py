@@ -335,10 +335,10 @@ def test_addresses_are_signed_as_configured(options: dict[str, object], paramete
 def test_settings_of_the_web_are_not_sent_to_the_store(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A password for web servers is for them alone."""
     monkeypatch.setitem(__import__("fsspec").config.conf, "http", {"headers": {"X-Secret": "planted"}})
-    s3_object._web.cache_clear()
+    s3_object._client.cache_clear()
     asked = log(bench)
     RemoteSource(Url(ONE)).read(100_000, 8)
-    s3_object._web.cache_clear()
+    s3_object._client.cache_clear()
     assert asked
     assert not [one for one in asked if one.headers.get("X-Secret")]
 

@@ -58,7 +58,7 @@ class RemoteSource(ByteSource):
     def __init__(self, url: Url) -> None:
         self.name = str(url)
         self._url = url
-        self._store, self._path = store_of(url)
+        self._store, self._path = (None, "") if url.is_web else store_of(url)
         self._web, info = _opened(self._store, self._path, url, BLOCK_BYTES)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
@@ -207,7 +207,7 @@ def _opened(
     There is no description if the object does not exist.
     """
     if url.is_web:
-        web = read_or_raise(lambda: WebObject(store, url, head_bytes), url)
+        web = read_or_raise(lambda: WebObject(url, head_bytes), url)
         return web, web.info
     signer = signer_of(store, path) if url.scheme in S3 else None
     signed = signer and _opened_at_signed(signer, path, url, head_bytes)
@@ -240,7 +240,9 @@ def is_remote_folder(url: Url) -> bool:
         return False
     store, path = store_of(url)
     # What has no dot in its name is rather a folder: only the library can tell that.
-    info = _opened(store, path, url, 1)[1] if "." in url.name else info_of(store, path, url)
+    web, info = _opened(store, path, url, 1) if "." in url.name else (None, info_of(store, path, url))
+    if web:
+        web.close()
     is_directory = info is not None and info.get("type") == "directory"
     if info is not None and not is_directory:
         _remember_objects([url])

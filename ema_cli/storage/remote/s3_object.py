@@ -6,6 +6,7 @@ more than an address, the library reads itself: it knows regions, other ways to 
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import time
@@ -19,7 +20,9 @@ from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.storage.remote.store_options import limit_tries, user_options
 from ema_cli.storage.remote.stores import calling
+from ema_cli.storage.remote.web_client import WebClient
 from ema_cli.storage.remote.web_object import WebObject
+from ema_cli.storage.remote.web_settings import WebSettings
 from ema_cli.storage.url import Url
 
 S3 = ("s3", "s3a")
@@ -58,7 +61,9 @@ class S3Object(WebObject):
 
     def __init__(self, store: Any, path: str, url: Url, head_bytes: int) -> None:  # noqa: ANN401 - s3fs has no types
         self._signer, self._path, self._refusals = store, path, 0
-        super().__init__(_web(), url, head_bytes, address=self._signed(url))
+        address = self._signed(url)
+        client = _client("/".join(address.address.split("/")[:3]))
+        super().__init__(url, head_bytes, client=client, address=address)
         from botocore.utils import parse_timestamp  # noqa: PLC0415 - slow, and only for S3
 
         self._changed = "" if self.modified is None else parse_timestamp(self.modified)
@@ -156,10 +161,9 @@ def _keep_version_4(signature_version: object, **_: object) -> object:
 
 
 @cache
-def _web() -> Any:  # noqa: ANN401 - fsspec has no types
-    """Return fsspec's file system of the web without the user's settings of it: they are for other servers."""
-    from fsspec.core import filesystem  # noqa: PLC0415 - only where something is remote
+def _client(server: str) -> WebClient:  # noqa: ARG001 - each has its own
+    """Return a client without the user's settings of the web: they are for other servers."""
+    return WebClient(WebSettings(is_encoded=True), redirects=False)
 
-    store = filesystem("http", client_kwargs={}, encoded=True, skip_instance_cache=True)
-    store.kwargs = {}
-    return store
+
+os.register_at_fork(after_in_child=_client.cache_clear)  # a connection is not shared
