@@ -100,8 +100,9 @@ class WebObject:
     def _get(self, begin: int, end: int, headers: Mapping[str, str] = _NO_HEADERS) -> Iterator[Answer]:
         """Request a range; the errors are those of this module's functions."""
         ranged = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity", **headers}
+        address = self._client.parse(self.address)
         try:
-            with self._client.get(self._client.parse(self.address), ranged, self._closed) as answer:
+            with self._client.get(address, ranged, self._closed) as answer:
                 yield answer
         except MemoryError:
             raise
