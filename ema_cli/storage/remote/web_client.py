@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
+from ipaddress import IPv4Address
 from typing import Any
 
 from ema_cli._version import __version__
@@ -99,7 +100,7 @@ class WebClient:
             raise UsageError(message, hint="pip install yarl") from error
         try:
             address = URL(url.address, encoded=url.is_encoded or self._settings.is_encoded)
-            valid = bool(address.host) and address.port is not None
+            valid = _has_server(address)
         except ValueError:
             valid = False
         if not valid:
@@ -250,6 +251,19 @@ def _is_expected(response: Response, headers: Mapping[str, str]) -> bool:
     return bool(response.headers.get("Content-Range", "").strip().startswith(f"bytes {first}-"))
 
 
+def _has_server(address: Any) -> bool:  # noqa: ANN401
+    """Whether an address has a host and a port.
+
+    Raises:
+        ValueError: it has none, or numbers such as 127.1, which a system takes for an address of IPv4.
+
+    """
+    host = address.raw_host or ""
+    if host.replace(".", "").isdecimal():
+        IPv4Address(host)
+    return bool(host) and address.port is not None
+
+
 def _is_same_host(first: Any, address: Any) -> bool:  # noqa: ANN401
     """Whether credentials for one address may be sent to another: to the same server, also by TLS now."""
     upgraded = (first.scheme, first.port, address.scheme, address.port) == ("http", 80, "https", 443)
@@ -266,9 +280,13 @@ def _target(first: Any, address: Any, target: str) -> Any:  # noqa: ANN401
     from yarl import URL  # noqa: PLC0415
 
     try:
+        # ``http.client`` decodes headers as Latin-1; addresses are UTF-8.
+        target = target.encode("latin-1").decode("utf-8", "surrogateescape")
         found = address.join(URL(target))
         if found.scheme not in ("http", "https") or not found.host:
             raise _not_followed(f"redirects to {found.scheme or 'no'}:, which is not followed")
+        if not _has_server(found):
+            raise ValueError(found.host)
         found = found.with_user(None)
         same = _is_same_host(first, found)
     except ValueError as error:
