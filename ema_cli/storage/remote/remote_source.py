@@ -240,7 +240,9 @@ def is_remote_folder(url: Url) -> bool:
         return False
     store, path = store_of(url)
     # What has no dot in its name is rather a folder: only the library can tell that.
-    info = _opened(store, path, url, 1)[1] if "." in url.name else info_of(store, path, url)
+    web, info = _opened(store, path, url, 1) if "." in url.name else (None, info_of(store, path, url))
+    if web:
+        web.close()
     is_directory = info is not None and info.get("type") == "directory"
     if info is not None and not is_directory:
         _remember_objects([url])
