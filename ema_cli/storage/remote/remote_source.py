@@ -58,7 +58,10 @@ class RemoteSource(ByteSource):
     def __init__(self, url: Url) -> None:
         self.name = str(url)
         self._url = url
-        self._store, self._path = (None, "") if url.is_web else store_of(url)
+        self._store: Any = None
+        self._path = ""
+        if not url.is_web:
+            self._store, self._path = store_of(url)
         self._web, info = _opened(self._store, self._path, url, BLOCK_BYTES)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
