@@ -222,6 +222,23 @@ def test_what_stays_refused_has_the_reason_and_the_hint_of_the_store(bench: Benc
         assert SIGNED not in raised.value.message
 
 
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_busy_store_is_asked_more_often_than_a_failing_one(status: int, bench: Bench) -> None:
+    """A bucket with too many requests may answer that it is busy for half a minute."""
+
+    def answer(asked: Asked) -> None:
+        asked.begin(status, [], content_length="0")
+
+    source = RemoteSource(Url(ONE))
+    bench.proxy.plan = Plan(mode=answer, times=7)
+    if status == 503:
+        assert source.read(100_000, 8) == from_bucket(bench)[100_000:100_008]
+    else:
+        with pytest.raises(InputChanged, match="500 Internal Server Error"):
+            source.read(100_000, 8)
+    assert len(bench.proxy.plan.seen) == (7 if status == 503 else 5)
+
+
 def test_a_changed_object_is_an_error(bench: Bench) -> None:
     """The store is asked for the version that was opened."""
     put(bench, "changing.pt", bytes(300_000))

@@ -17,7 +17,7 @@ from ema_cli.storage.remote.failure_causes import failure_of
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
-from ema_cli.storage.remote.retries import TRIES, TRIES_OF_S3, read_or_raise, retry
+from ema_cli.storage.remote.retries import TRIES, TRIES_OF_BUSY_S3, read_or_raise, retry
 from ema_cli.storage.remote.s3_object import S3, S3Object, is_refused, replace_signer, signer_of
 from ema_cli.storage.remote.spool import Spool
 from ema_cli.storage.remote.store_failure import StoreError
@@ -167,7 +167,7 @@ class RemoteSource(ByteSource):
             self._url,
             place=f"at byte {begin:,}",
             opened=True,
-            tries=TRIES_OF_S3 if isinstance(self._web, S3Object) else TRIES,
+            tries_of_busy=TRIES_OF_BUSY_S3 if isinstance(self._web, S3Object) else TRIES,
             closed=self._prefetcher.closed,
         )
 
@@ -228,7 +228,7 @@ def _opened(
 def _opened_at_signed(signer: Any, path: str, url: Url, head_bytes: int) -> S3Object | None:  # noqa: ANN401
     """Return an object of S3, opened at a signed address; ``None`` if it is refused there."""
     try:
-        return retry(lambda: S3Object(signer, path, url, head_bytes), url, tries=TRIES_OF_S3)
+        return retry(lambda: S3Object(signer, path, url, head_bytes), url, tries_of_busy=TRIES_OF_BUSY_S3)
     except MemoryError:
         raise
     except Exception as error:
