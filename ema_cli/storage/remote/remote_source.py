@@ -56,7 +56,10 @@ class RemoteSource(ByteSource):
     def __init__(self, url: Url) -> None:
         self.name = str(url)
         self._url = url
-        self._store, self._path = (None, "") if url.is_web else store_of(url)
+        self._store: Any = None
+        self._path = ""
+        if not url.is_web:
+            self._store, self._path = store_of(url)
         self._web = read_or_raise(lambda: WebObject(url, BLOCK_BYTES), url) if url.is_web else None
         info = self._web.info if self._web else info_of(self._store, self._path, url)
         if info is None:
