@@ -289,9 +289,14 @@ def _reached(host: str, port: int, check: Check) -> socket.socket:
         while not wait([future], _WAKE_SECONDS).done:
             check()
     except BaseException:
-        future.add_done_callback(lambda done: done.exception() or done.result().close())
+        future.add_done_callback(_close)
         raise
     return future.result()
+
+
+def _close(future: Future[socket.socket]) -> None:
+    if future.exception() is None:
+        future.result().close()
 
 
 def _tunnel(opened: socket.socket, route: Route, proxy: Proxy, check: Check) -> None:

@@ -54,8 +54,12 @@ class WebObject:
         self._proven = False
         """Whether every answer stated the entity tag of the first, which proves that all are of one version."""
         self._closed = threading.Event()
-        self._open(head_bytes)
         self._client.enter()
+        try:
+            self._open(head_bytes)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> dict[str, Any]:
