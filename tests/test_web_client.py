@@ -82,6 +82,26 @@ def test_a_redirect_may_lead_to_any_address_of_the_web(target: str, path: str) -
     assert [one for one, _ in server.visits] == ["/a.pt", path]
 
 
+@pytest.mark.parametrize("length", ["0", "5"])
+def test_a_redirect_leaves_no_connection_behind(length: str) -> None:
+    """Neither to the first host, nor one on which the rest of the answer may arrive after the next request."""
+    seen: list[socket.socket] = []
+
+    def moved(visit: Visit) -> None:
+        seen.append(visit.socket)
+        if visit.number == 1:
+            visit.refuse("302 x", {"Location": "/b.pt", "Content-Length": length})
+        elif visit.number == 2:
+            visit.refuse("302 x", {"Location": f"http://localhost:{visit.server.port}/c.pt"})
+        else:
+            visit.refuse("404 no")
+
+    with HostileServer(mode=moved, files={}) as server, pytest.raises(StoreError, match="404"):
+        WebObject(Url(f"{server.address}/a.pt"), 9)
+    assert [path for path, _ in server.visits] == ["/a.pt", "/b.pt", "/c.pt"]
+    assert len(set(map(id, seen))) == (2 if length == "0" else 3)
+
+
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0127.0.0.1"])
 def test_a_short_address_of_a_host_is_not_valid(host: str) -> None:
     """A system would take it for 127.0.0.1, or another one."""
@@ -191,7 +211,7 @@ def test_a_name_that_is_not_found_in_time_does_not_hold_a_request(monkeypatch: p
         closed.set()
         return opened
 
-    monkeypatch.setattr(web_connection.socket, "create_connection", search)
+    monkeypatch.setattr(socket, "create_connection", search)
     with pytest.raises(StoreError, match=r"there is no connection within 0\.3 s"):
         WebObject(Url("http://host.invalid/a.pt"), 9)
     found.set()
