@@ -165,6 +165,40 @@ def test_a_connection_that_the_server_closes_is_replaced() -> None:
         file.close()
 
 
+@pytest.mark.parametrize("begin", [9, 900])
+def test_an_answer_that_comes_too_early_is_not_taken_for_that_to_the_next_request(begin: int) -> None:
+    """Even if it has the range that is requested next, and whether it arrived with the answer before it or after it."""
+
+    def poison(visit: Visit) -> None:
+        evil = f"HTTP/1.1 206 x\r\nContent-Range: bytes {begin}-{begin + 8}/1024\r\nContent-Length: 9\r\n\r\nevil evil"
+        head = "\r\n".join(["HTTP/1.1 206 x", *(f"{name}: {value}" for name, value in visit.right.items()), "", ""])
+        visit.send(head.encode() + visit.body + evil.encode())
+
+    with HostileServer(mode=poison, files=FILES) as server:
+        file = WebObject(Url(f"{server.address}/a.pt"), 9)
+        assert b"".join(file.read(begin, begin + 9)) == FILES["a.pt"][begin : begin + 9]
+        file.close()
+
+
+@pytest.mark.parametrize("status", ["200 OK", "206 Partial Content", "404 Not Found"])
+def test_a_wrong_answer_on_a_used_connection_is_not_believed(status: str) -> None:
+    """It may be a second answer to an earlier request: another connection decides."""
+    seen: list[socket.socket] = []
+
+    def doubt(visit: Visit) -> None:
+        seen.append(visit.socket)
+        if visit.number == 2:
+            visit.answer(status, b"evil evil", {"Content-Range": "bytes 500-508/1024"})
+        else:
+            visit.answer()
+
+    with HostileServer(mode=doubt, files=FILES) as server:
+        file = WebObject(Url(f"{server.address}/a.pt"), 9)
+        assert b"".join(file.read(9, 18)) == FILES["a.pt"][9:18]
+        file.close()
+    assert [id(one) == id(seen[0]) for one in seen] == [True, True, False]
+
+
 def test_the_end_of_an_object_ends_its_requests() -> None:
     """A request that waits for an answer, or for its body, ends without one, also in another thread."""
     for name in ("no answer", "no first byte", "102 now and then", "one byte a second"):
