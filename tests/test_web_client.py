@@ -82,6 +82,26 @@ def test_a_redirect_may_lead_to_any_address_of_the_web(target: str, path: str) -
     assert [one for one, _ in server.visits] == ["/a.pt", path]
 
 
+@pytest.mark.parametrize("length", ["0", "5"])
+def test_a_redirect_leaves_no_connection_behind(length: str) -> None:
+    """Neither to the first host, nor one on which the rest of the answer may arrive after the next request."""
+    seen: list[socket.socket] = []
+
+    def moved(visit: Visit) -> None:
+        seen.append(visit.socket)
+        if visit.number == 1:
+            visit.refuse("302 x", {"Location": "/b.pt", "Content-Length": length})
+        elif visit.number == 2:
+            visit.refuse("302 x", {"Location": f"http://localhost:{visit.server.port}/c.pt"})
+        else:
+            visit.refuse("404 no")
+
+    with HostileServer(mode=moved, files={}) as server, pytest.raises(StoreError, match="404"):
+        WebObject(Url(f"{server.address}/a.pt"), 9)
+    assert [path for path, _ in server.visits] == ["/a.pt", "/b.pt", "/c.pt"]
+    assert len(set(map(id, seen))) == (2 if length == "0" else 3)
+
+
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0127.0.0.1"])
 def test_a_short_address_of_a_host_is_not_valid(host: str) -> None:
     """A system would take it for 127.0.0.1, or another one."""
@@ -145,6 +165,40 @@ def test_a_connection_that_the_server_closes_is_replaced() -> None:
         file.close()
 
 
+@pytest.mark.parametrize("begin", [9, 900])
+def test_an_answer_that_comes_too_early_is_not_taken_for_that_to_the_next_request(begin: int) -> None:
+    """Even if it has the range that is requested next, and whether it arrived with the answer before it or after it."""
+
+    def poison(visit: Visit) -> None:
+        evil = f"HTTP/1.1 206 x\r\nContent-Range: bytes {begin}-{begin + 8}/1024\r\nContent-Length: 9\r\n\r\nevil evil"
+        head = "\r\n".join(["HTTP/1.1 206 x", *(f"{name}: {value}" for name, value in visit.right.items()), "", ""])
+        visit.send(head.encode() + visit.body + evil.encode())
+
+    with HostileServer(mode=poison, files=FILES) as server:
+        file = WebObject(Url(f"{server.address}/a.pt"), 9)
+        assert b"".join(file.read(begin, begin + 9)) == FILES["a.pt"][begin : begin + 9]
+        file.close()
+
+
+@pytest.mark.parametrize("status", ["200 OK", "206 Partial Content", "404 Not Found"])
+def test_a_wrong_answer_on_a_used_connection_is_not_believed(status: str) -> None:
+    """It may be a second answer to an earlier request: another connection decides."""
+    seen: list[socket.socket] = []
+
+    def doubt(visit: Visit) -> None:
+        seen.append(visit.socket)
+        if visit.number == 2:
+            visit.answer(status, b"evil evil", {"Content-Range": "bytes 500-508/1024"})
+        else:
+            visit.answer()
+
+    with HostileServer(mode=doubt, files=FILES) as server:
+        file = WebObject(Url(f"{server.address}/a.pt"), 9)
+        assert b"".join(file.read(9, 18)) == FILES["a.pt"][9:18]
+        file.close()
+    assert [id(one) == id(seen[0]) for one in seen] == [True, True, False]
+
+
 def test_the_end_of_an_object_ends_its_requests() -> None:
     """A request that waits for an answer, or for its body, ends without one, also in another thread."""
     for name in ("no answer", "no first byte", "102 now and then", "one byte a second"):
@@ -191,7 +245,7 @@ def test_a_name_that_is_not_found_in_time_does_not_hold_a_request(monkeypatch: p
         closed.set()
         return opened
 
-    monkeypatch.setattr(web_connection.socket, "create_connection", search)
+    monkeypatch.setattr(socket, "create_connection", search)
     with pytest.raises(StoreError, match=r"there is no connection within 0\.3 s"):
         WebObject(Url("http://host.invalid/a.pt"), 9)
     found.set()
