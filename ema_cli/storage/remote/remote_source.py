@@ -52,7 +52,7 @@ class RemoteSource(ByteSource):
     """
 
     is_remote = True
-    window_bytes = 1 << 22
+    window_bytes = 1 << 21
     prefetch_bytes = 1 << 28
 
     def __init__(self, url: Url) -> None:

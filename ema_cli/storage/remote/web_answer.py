@@ -25,11 +25,6 @@ _PIECE_BYTES = 1 << 18
 """Received at a time, if so much has arrived."""
 _RANGE = re.compile(r"bytes[ =](\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
-# Once a block was freed, the malloc of glibc takes smaller ones from memory that it keeps, up to twice that size for
-# each of its heaps (mallopt(3), M_MMAP_THRESHOLD). Otherwise the pieces of a body would be new pages of the system each
-# time, which cost as much as receiving them. Nothing is written to this block, so it takes no memory.
-bytearray(1 << 22)
-
 
 @record
 class DeclaredRange:
