@@ -23,7 +23,6 @@ from safetensors.numpy import save
 import ema_cli
 from ema_cli.cli.exit import exit_code
 from ema_cli.errors import EmaAvgError, UsageError
-from ema_cli.storage.remote.stores import store_of
 from ema_cli.storage.remote.web_object import WebObject
 from ema_cli.storage.url import Url
 from tests.helpers.fork_server import shared
@@ -32,7 +31,7 @@ from tests.helpers.hostile_places import PLACES, HostilePlace
 from tests.helpers.hostile_server import HostileServer, Visit, answer_rightly
 from tests.helpers.program import Run
 
-pytest.importorskip("aiohttp")
+pytest.importorskip("yarl")
 
 REMOTE = "ema_cli.storage.remote"
 FILES = {
@@ -245,7 +244,7 @@ def test_a_server_may_answer_one_request_after_another(monkeypatch: pytest.Monke
     with HostileServer(mode=answer_in_turn, files=dict.fromkeys(names, b"x" * 9)) as server:
         urls = [Url(f"{server.address}/{name}") for name in names]
         with ThreadPoolExecutor(len(urls)) as pool:
-            sizes = list(pool.map(lambda url: WebObject(store_of(url)[0], url, 9).size, urls))
+            sizes = list(pool.map(lambda url: WebObject(url, 9).size, urls))
     assert sizes == [9] * len(urls)
     assert len(server.visits) == len(urls)
 

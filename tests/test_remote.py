@@ -28,7 +28,7 @@ from ema_cli.storage.remote import prefetch
 from ema_cli.storage.remote.prefetch import Prefetcher
 from ema_cli.storage.url import Url
 
-pytest.importorskip("aiohttp")
+pytest.importorskip("yarl")
 
 
 @dataclass

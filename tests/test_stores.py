@@ -160,7 +160,7 @@ def test_a_report_is_not_sent_to_a_web_server(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "module"),
-    [("s3", "s3fs"), ("gs", "gcsfs"), ("hf", "huggingface_hub"), ("https", "aiohttp")],
+    [("s3", "s3fs"), ("gs", "gcsfs"), ("hf", "huggingface_hub"), ("https", "yarl")],
 )
 def test_a_missing_library_is_reported_with_its_name(scheme: str, module: str) -> None:
     """The hint names the library to install, not an extra of this package."""

@@ -58,10 +58,10 @@ def handler(
             pass
 
         def do_HEAD(self) -> None:
-            self.answer(folder / self.path.lstrip("/"), body=False)
+            self.answer(folder / self.path.partition("?")[0].lstrip("/"), body=False)
 
         def do_GET(self) -> None:
-            self.answer(folder / self.path.lstrip("/"), body=True)
+            self.answer(folder / self.path.partition("?")[0].lstrip("/"), body=True)
 
         def answer(self, path: Path, *, body: bool) -> None:
             if not path.is_file():

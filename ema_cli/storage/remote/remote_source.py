@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from ema_cli.errors import InputChanged, InputRefused, NothingMatched
 from ema_cli.storage.remote.block_cache import BLOCK_BYTES, BlockCache, Pieces
+from ema_cli.storage.remote.failure_causes import failure_of
 from ema_cli.storage.remote.failures import reading_error
 from ema_cli.storage.remote.limits import CALL_SECONDS
 from ema_cli.storage.remote.prefetch import Prefetcher
-from ema_cli.storage.remote.retries import read_or_raise, retry
+from ema_cli.storage.remote.retries import TRIES, TRIES_OF_BUSY_S3, read_or_raise, retry
+from ema_cli.storage.remote.s3_object import S3, S3Object, is_refused, replace_signer, signer_of
 from ema_cli.storage.remote.spool import Spool
+from ema_cli.storage.remote.store_failure import StoreError
 from ema_cli.storage.remote.stores import calling, info_of, store_of
 from ema_cli.storage.remote.web_object import WebObject
 from ema_cli.storage.source import ByteSource
@@ -50,15 +52,17 @@ class RemoteSource(ByteSource):
     """
 
     is_remote = True
-    window_bytes = 1 << 22
+    window_bytes = 1 << 21
     prefetch_bytes = 1 << 28
 
     def __init__(self, url: Url) -> None:
         self.name = str(url)
         self._url = url
-        self._store, self._path = store_of(url)
-        self._web = read_or_raise(lambda: WebObject(self._store, url, BLOCK_BYTES), url) if url.is_web else None
-        info = self._web.info if self._web else info_of(self._store, self._path, url)
+        self._store: Any = None
+        self._path = ""
+        if not url.is_web:
+            self._store, self._path = store_of(url)
+        self._web, info = _opened(self._store, self._path, url, BLOCK_BYTES)
         if info is None:
             raise NothingMatched(f"there is no {quoted(self.name)}")
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
@@ -158,16 +162,27 @@ class RemoteSource(ByteSource):
 
     def _fetch(self, begin: int, end: int) -> Pieces:
         """Return a range of the object."""
-        read: Callable[[int, int], Pieces] = self._web.read if self._web else self._ask
         return read_or_raise(
-            lambda: read(begin, end),
+            lambda: self._ask(begin, end),
             self._url,
             place=f"at byte {begin:,}",
             opened=True,
+            tries_of_busy=TRIES_OF_BUSY_S3 if isinstance(self._web, S3Object) else TRIES,
             closed=self._prefetcher.closed,
         )
 
-    def _ask(self, begin: int, end: int) -> list[bytes]:
+    def _ask(self, begin: int, end: int) -> Pieces:
+        """Request a range."""
+        if self._web is None:
+            return self._ask_store(begin, end)
+        try:
+            return self._web.read(begin, end)
+        except StoreError as error:
+            if self._url.is_web or not is_refused(error.failure):
+                raise
+        return self._ask_store(begin, end)
+
+    def _ask_store(self, begin: int, end: int) -> list[bytes]:
         """Request a range of the pinned object, if the store supports that."""
         with calling(self._url, tag=self._tag if self._url.scheme in ("s3", "s3a") else None):
             data = self._ask_library(begin, end)
@@ -184,12 +199,53 @@ class RemoteSource(ByteSource):
         return bytes(self._store.cat_file(self._path, start=begin, end=end, **pinned))
 
 
+def _opened(
+    store: Any,  # noqa: ANN401 - fsspec has no types
+    path: str,
+    url: Url,
+    head_bytes: int,
+) -> tuple[WebObject | None, dict[str, Any] | None]:
+    """Open an object; return what reads it, ``None`` if that is the library of the store, and its description.
+
+    There is no description if the object does not exist.
+    """
+    if url.is_web:
+        web = read_or_raise(lambda: WebObject(url, head_bytes), url)
+        return web, web.info
+    signer = signer_of(store, path) if url.scheme in S3 else None
+    signed = signer and _opened_at_signed(signer, path, url, head_bytes)
+    if signed:
+        return signed, signed.info
+    info = info_of(store, path, url)  # which says why there is no object, or no access to it
+    if signer and info and info.get("type") == "file" and info["size"]:
+        with calling(url, seconds=CALL_SECONDS):
+            replace_signer(store, path, signer)
+        signer = signer_of(store, path)
+        signed = signer and _opened_at_signed(signer, path, url, head_bytes)
+    return (signed, signed.info) if signed else (None, info)
+
+
+def _opened_at_signed(signer: Any, path: str, url: Url, head_bytes: int) -> S3Object | None:  # noqa: ANN401
+    """Return an object of S3, opened at a signed address; ``None`` if it is refused there."""
+    try:
+        return retry(lambda: S3Object(signer, path, url, head_bytes), url, tries_of_busy=TRIES_OF_BUSY_S3)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if failure_of(error, url).may_pass:
+            raise reading_error(error, url) from error
+    return None
+
+
 def is_remote_folder(url: Url) -> bool:
     """Whether a URL is a folder. A web server has none, as it cannot list its files."""
     if url.is_web or time.monotonic() < _OBJECTS_UNTIL.get(url, 0):
         return False
     store, path = store_of(url)
-    info = info_of(store, path, url)
+    # What has no dot in its name is rather a folder: only the library can tell that.
+    web, info = _opened(store, path, url, 1) if "." in url.name else (None, info_of(store, path, url))
+    if web:
+        web.close()
     is_directory = info is not None and info.get("type") == "directory"
     if info is not None and not is_directory:
         _remember_objects([url])

@@ -10,12 +10,15 @@ from typing import TypeVar
 
 from ema_cli.storage.remote.failure_causes import failure_of
 from ema_cli.storage.remote.failures import reading_error
+from ema_cli.storage.remote.store_failure import FailureKind
 from ema_cli.storage.url import Url
 
 Answer = TypeVar("Answer")
 RETRY_DELAY_SECONDS = 0.2
 """Delay before the second try, doubled before each further try, and varied by half. Tests set it to 0."""
 TRIES = 5
+TRIES_OF_BUSY_S3 = 8
+"""Tries for an object of S3 that its library does not ask for: a bucket may be too busy for half a minute."""
 TRIES_OF_PATIENT = 2
 """Tries for stores with libraries that retry on their own, for half a minute."""
 PATIENT = ("gs", "gcs", "hf")
@@ -25,14 +28,17 @@ LONGEST_WAIT_SECONDS = 60
 """A store that asks to wait for longer is not asked again."""
 
 
-def retry(ask: Callable[[], Answer], url: Url, *, closed: threading.Event | None = None) -> Answer:
+def retry(
+    ask: Callable[[], Answer], url: Url, *, tries_of_busy: int = TRIES, closed: threading.Event | None = None
+) -> Answer:
     """Return the answer of a store; retry after errors that may pass, such as a busy server or a lost connection.
 
-    It stops once ``closed`` is set. The last error is raised.
+    It stops once ``closed`` is set, and after ``tries_of_busy`` tries if the store is busy. The last error is raised.
     """
     closed = closed or threading.Event()
-    begin = time.monotonic()
-    for attempt in range(TRIES_OF_PATIENT if url.scheme in PATIENT else TRIES):
+    begin, tries = time.monotonic(), 0
+    while True:
+        tries += 1
         try:
             return ask()
         except MemoryError:
@@ -40,11 +46,13 @@ def retry(ask: Callable[[], Answer], url: Url, *, closed: threading.Event | None
         except Exception as error:  # noqa: BLE001 - every library has its own
             last, failure = error, failure_of(error, url)
         # Varied so that threads do not retry together.
-        wait = max(failure.wait_seconds, RETRY_DELAY_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        wait = max(failure.wait_seconds, RETRY_DELAY_SECONDS * 2 ** (tries - 1) * random.uniform(0.5, 1.5))  # noqa: S311
+        most = TRIES_OF_PATIENT if url.scheme in PATIENT else TRIES
+        if most == TRIES and failure.kind is FailureKind.BUSY:
+            most = tries_of_busy
         in_time = wait <= LONGEST_WAIT_SECONDS and time.monotonic() + wait - begin <= RETRYING_SECONDS
-        if not (failure.may_pass and in_time) or closed.wait(wait):
-            break
-    raise last
+        if tries >= most or not (failure.may_pass and in_time) or closed.wait(wait):
+            raise last
 
 
 def read_or_raise(
@@ -53,6 +61,7 @@ def read_or_raise(
     *,
     place: str = "",
     opened: bool = False,
+    tries_of_busy: int = TRIES,
     closed: threading.Event | None = None,
 ) -> Answer:
     """Return the answer of a store about an input, with retries.
@@ -62,6 +71,7 @@ def read_or_raise(
         url: of the input.
         place: continues "cannot be read" in the message, such as ``at byte 5``.
         opened: the object existed before, so if it is missing now it was removed.
+        tries_of_busy: at most, if the store is busy, and its library does not try on its own.
         closed: set when the answer is no longer needed.
 
     Raises:
@@ -71,7 +81,7 @@ def read_or_raise(
 
     """
     try:
-        return retry(ask, url, closed=closed)
+        return retry(ask, url, tries_of_busy=tries_of_busy, closed=closed)
     except MemoryError:
         raise
     except Exception as error:

@@ -20,7 +20,7 @@ def options_for(scheme: str) -> dict[str, Any]:
     The user's values in the configuration of fsspec (files, ``FSSPEC_S3_...``) take precedence.
     """
     if scheme in ("s3", "s3a"):
-        return {"config_kwargs": {**_s3_config(), **_configured(("s3", "s3a"), "config_kwargs")}}
+        return {"config_kwargs": {**_s3_config(), **user_options(("s3", "s3a"), "config_kwargs")}}
     if scheme in ("gs", "gcs"):
         return _google_options()
     return {}
@@ -37,7 +37,7 @@ def _google_options() -> dict[str, Any]:
 
     from ema_cli.storage.remote.aiohttp_answers import session_options, timeouts  # noqa: PLC0415 - aiohttp
 
-    options: dict[str, Any] = {"session_kwargs": {**session_options(), **_configured(("gs", "gcs"), "session_kwargs")}}
+    options: dict[str, Any] = {"session_kwargs": {**session_options(), **user_options(("gs", "gcs"), "session_kwargs")}}
     if not any("requests_timeout" in conf.get(scheme, {}) for scheme in ("gs", "gcs")):
         options["requests_timeout"] = timeouts()  # gcsfs passes on None, which is no limit
     return options
@@ -58,7 +58,8 @@ def _s3_config() -> dict[str, Any]:
     return config
 
 
-def _configured(schemes: tuple[str, ...], name: str) -> dict[str, Any]:
+def user_options(schemes: tuple[str, ...], name: str) -> dict[str, Any]:
+    """Return an argument for fsspec's file system of some schemes, from the user's configuration of fsspec."""
     from fsspec.config import conf  # noqa: PLC0415
 
     return {key: value for scheme in schemes for key, value in conf.get(scheme, {}).get(name, {}).items()}

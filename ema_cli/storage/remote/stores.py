@@ -21,12 +21,11 @@ _LIBRARIES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     "hf": "huggingface_hub",
-    **dict.fromkeys(("http", "https"), "aiohttp"),
     **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
 }
 """The package that fsspec needs for a scheme."""
-_STORES: dict[tuple[str, ...], Any] = {}
-"""By scheme and bucket or host, and whether the addresses are encoded."""
+_STORES: dict[str, Any] = {}
+"""By scheme and bucket or host."""
 _LOCK = threading.Lock()
 _NONSENSE = (AttributeError, IndexError, KeyError, TypeError, RecursionError)
 """What libraries raise if a document is not what they expect."""
@@ -41,21 +40,17 @@ def store_of(url: Url) -> tuple[Any, str]:
     """
     if split_protocol(url.address)[0] in ("", "file"):
         raise UsageError(f"{quoted(str(url))} is not a URL of a store")
-    from fsspec.core import filesystem, url_to_fs  # noqa: PLC0415 - only where something is remote
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - only where something is remote
 
     root = "/".join(url.address.split("/")[:3])
-    options = {"encoded": True} if url.is_web and url.is_encoded else {}
     try:
         with _LOCK:  # fsspec would create one per thread, each with its own connections and credentials
-            if (root, *options) not in _STORES:
-                all_options = {"use_listings_cache": False, **options_for(url.scheme), **options}
-                # for url_to_fs, an IPv6 address with :: would be a chain of URLs
-                web = filesystem(url.scheme, **all_options) if url.is_web else None
-                made = web or url_to_fs(url.address, **all_options)[0]
+            if root not in _STORES:
+                made = url_to_fs(url.address, use_listings_cache=False, **options_for(url.scheme))[0]
                 limit_tries(made, url.scheme)
                 silence(getattr(made, "loop", None))
-                _STORES[root, *options] = made
-            store = _STORES[root, *options]
+                _STORES[root] = made
+            store = _STORES[root]
         path = store._strip_protocol(url.address)  # noqa: SLF001 - as url_to_fs does
     except (ImportError, ValueError) as error:
         if not isinstance(error, ImportError) and not str(error).startswith("Protocol not known"):

@@ -6,21 +6,23 @@ the range is read.
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
 from collections.abc import Callable
-from typing import Any
+from http.client import IncompleteRead
 
 from ema_cli.record import record
 from ema_cli.storage.remote.limits import PACE_BYTES, PACE_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.storage.remote.web_client import Answer, raise_if_cancelled
+from ema_cli.storage.remote.web_connection import Response
 from ema_cli.text import quoted
 
 _WHOLE, PARTIAL = 200, 206
 _SMALL_BYTES = 1 << 15
 """Smaller pieces of a body are joined: a server may send single bytes, each of which would be an object."""
-_STEPS = 16
-"""How often in ``PACE_SECONDS`` the progress of a body is noted: timers cost more than the bytes."""
+_PIECE_BYTES = 1 << 18
+"""Received at a time, if so much has arrived."""
 _RANGE = re.compile(r"bytes[ =](\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
@@ -39,27 +41,29 @@ class DeclaredRange:
     """The time of the last change, as text."""
 
 
-def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
+def declared_range(response: Response) -> DeclaredRange:
     """Return what an answer with the status 206 declares.
 
     Raises:
         StoreError: it is not one range of the file, or it is encoded.
 
     """
-    headers = answer.headers
+    headers = response.headers
     for name, plain in (("Content-Encoding", ("", "identity")), ("Transfer-Encoding", ("", "chunked"))):
         encoding = headers.get(name, "").strip().lower()
         if encoding not in plain:
             reason = f"the server sent encoded data, which was not requested ({name}: {quoted(encoding)})"
             hint = "serve the file as it is, without compression"
             raise StoreError(StoreFailure(kind=FailureKind.REFUSED, reason=reason, hint=hint))
-    if answer.status == _WHOLE:
+    if response.status == _WHOLE:
         raise wrong_answer("the server sent the whole file instead of a range")
     text = headers.get("Content-Range", "")
     found = _RANGE.fullmatch(text.strip())
-    if answer.status != PARTIAL or found is None:
-        kind = f", Content-Type {quoted(answer.content_type)}" if answer.content_type.startswith("multipart") else ""
-        raise wrong_answer(f"the server sent {answer.status}, Content-Range {quoted(text)}{kind} instead of a range")
+    if response.status != PARTIAL or found is None:
+        kind = (
+            f", Content-Type {quoted(response.content_type)}" if response.content_type.startswith("multipart") else ""
+        )
+        raise wrong_answer(f"the server sent {response.status}, Content-Range {quoted(text)}{kind} instead of a range")
     begin, end, total = int(found[1]), int(found[2]) + 1, None if found[3] == "*" else int(found[3])
     if begin >= end or (total is not None and end > total):
         raise wrong_answer(f"the server sent Content-Range {quoted(text)}, which is not a range of a file")
@@ -72,38 +76,43 @@ def declared_range(answer: Any) -> DeclaredRange:  # noqa: ANN401 - of aiohttp
     )
 
 
-async def read_body(answer: Any, length: int, arrived: Callable[[], None]) -> list[bytes | bytearray]:  # noqa: ANN401
+def read_body(answer: Answer, length: int, arrived: Callable[[], None]) -> list[bytes | bytearray]:
     """Return the body of an answer, in pieces as they arrived: joining them would cost as much as receiving them.
 
     Args:
-        answer: of aiohttp.
+        answer: whose body was not read yet.
         length: bytes.
         arrived: called from time to time while the body arrives, and at its end.
 
     Raises:
+        HTTPException: it broke off, or its chunks are not valid.
+        OSError: the connection was lost.
         StoreError: it does not have exactly ``length`` bytes, or stalls.
 
     """
-    declared = answer.content_length
-    if declared is not None and declared != length:
-        raise wrong_answer(f"the server announced {declared:,} instead of {length:,} bytes")
+    response = answer.response
+    if response.length is not None and response.length != length:
+        raise wrong_answer(f"the server announced {response.length:,} instead of {length:,} bytes")
     pieces: list[bytes | bytearray] = []
     done = mark = 0
-    clock = asyncio.get_running_loop().time
-    noted = clock()
-    try:
-        async with asyncio.timeout(PACE_SECONDS) as limit:
-            while piece := await answer.content.readany():
-                done += len(piece)
-                if done > length:
-                    raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
-                add_piece(pieces, piece)
-                if done - mark >= PACE_BYTES and (now := clock()) >= noted + PACE_SECONDS / _STEPS:
-                    mark, noted = done, now
-                    limit.reschedule(now + PACE_SECONDS)
-                    arrived()
-    except TimeoutError as error:
-        raise _stalled(done, length) from error
+    deadline = time.monotonic() + PACE_SECONDS
+
+    def check() -> None:
+        raise_if_cancelled(answer.closed)
+        if time.monotonic() > deadline:
+            raise _stalled(done, length)
+
+    response.connection.begin_body(length, check)
+    while piece := response.read(min(_PIECE_BYTES, length - done + 1)):
+        done += len(piece)
+        if done > length:
+            raise wrong_answer(f"the server sent more than the requested {length:,} bytes")
+        add_piece(pieces, piece)
+        if done - mark >= PACE_BYTES:
+            mark, deadline = done, time.monotonic() + PACE_SECONDS
+            arrived()
+    if done < length and response.length is not None:
+        raise IncompleteRead(b"", length - done)
     if done < length:
         raise wrong_answer(f"received {done:,} of {length:,} bytes")
     arrived()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import socket
+import ssl
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from http.client import HTTPException, IncompleteRead
 
-from ema_cli.storage.remote import web_client
+from ema_cli.storage.remote import web_client, web_connection
 from ema_cli.storage.remote.failure_causes import hint_for, status_kind, status_words
 from ema_cli.storage.remote.retries import LONGEST_WAIT_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
+from ema_cli.storage.remote.web_client import Answer
+from ema_cli.storage.remote.web_connection import ConnectError, ProxyError
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, safe_text
 
@@ -20,13 +23,14 @@ _LONGEST_DETAIL = 80
 _CHECK_NETWORK = "check the address and the network, or run again later"
 
 
-def status_error(answer: Any, url: Url, host: str) -> StoreError:  # noqa: ANN401 - of aiohttp
+def status_error(answer: Answer, url: Url, host: str) -> StoreError:
     """Return the error for an answer with an unexpected status; ``host`` is the one that the user named."""
-    kind, hint, wait = status_kind(answer.status), hint_for(status_kind(answer.status), url), 0.0
-    server = "the server" if answer.url.host == host else f"the server {quoted(answer.url.host)}, after a redirect,"
-    reason = f"{server} answered {status_words(answer.status)}"
+    status = answer.response.status
+    kind, hint, wait = status_kind(status), hint_for(status_kind(status), url), 0.0
+    server = "the server" if answer.host == host else f"the server {quoted(answer.host)}, after a redirect,"
+    reason = f"{server} answered {status_words(status)}"
     if kind in (FailureKind.BUSY, FailureKind.FAILING):
-        wait = _asked_wait(answer.headers.get("Retry-After", ""))
+        wait = _asked_wait(answer.response.headers.get("Retry-After", ""))
     if wait:
         reason += f" and asks to wait {wait:,.0f} s"
     if wait > LONGEST_WAIT_SECONDS:
@@ -48,48 +52,52 @@ def request_error(error: Exception, url: Url) -> StoreError:
     """Return the error for a request without an answer, or with one that broke off."""
     if isinstance(error, StoreError):
         return error
-    return StoreError(_failed_connection(error) or _failed_answer(error, url))
+    if isinstance(error, ConnectError):
+        return StoreError(_failed_secure(error) if error.is_secure else _failed_connection(error))
+    if isinstance(error, ProxyError):
+        kind = status_kind(error.status)
+        reason = f"the proxy answered {status_words(error.status)}"
+        return StoreError(StoreFailure(kind=kind, reason=reason, hint="check the settings of the proxy"))
+    return StoreError(_failed_answer(error, url))
 
 
-def _failed_connection(error: Exception) -> StoreFailure | None:
-    """Return the failure if there was no connection."""
-    import aiohttp  # noqa: PLC0415 - only where something is on the web
-
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        detail = getattr(error.certificate_error, "verify_message", "") or str(error.certificate_error)
+def _failed_secure(error: ConnectError) -> StoreFailure:
+    """Return the failure if there was no agreement on TLS."""
+    if isinstance(error.cause, ssl.SSLCertVerificationError):
+        detail = getattr(error.cause, "verify_message", "") or str(error.cause)
         reason = f"the certificate of {quoted(error.host)} is not valid: {_detail(detail)}"
         hint = "check the address and the clock; SSL_CERT_FILE=FILE names a file with further authorities"
-        return StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint=hint, is_final=True)
-    if isinstance(error, aiohttp.ClientSSLError):
-        detail = getattr(error.os_error, "reason", "") or "no TLS"
+    else:
+        detail = getattr(error.cause, "reason", "") or "no TLS"
         reason = f"there is no secure connection to {quoted(error.host)}: {_detail(detail.lower().replace('_', ' '))}"
-        return StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="is it http:// ?", is_final=True)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        place = quoted(f"{error.host}:{error.port}")
-        if isinstance(error.os_error, socket.gaierror):
-            reason = f"there is no address of {quoted(error.host)}: {error.os_error.strerror}"
-        else:
-            reason = f"there is no connection to {place}: {_system_text(error.os_error)}"
-        return StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint=_CHECK_NETWORK)
-    if isinstance(error, aiohttp.ServerTimeoutError):
-        reason = f"there is no connection within {web_client.CONNECT_SECONDS:g} s"
-        return StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint=_CHECK_NETWORK)
-    return None
+        hint = "is it http:// ?"
+    return StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint=hint, is_final=True)
+
+
+def _failed_connection(error: ConnectError) -> StoreFailure:
+    """Return the failure if there was no connection."""
+    cause = error.cause
+    if cause is None or (isinstance(cause, TimeoutError) and not cause.errno):
+        limit = web_connection.CONNECT_SECONDS if cause is None else web_connection.ADDRESS_SECONDS
+        reason = f"there is no connection within {limit:g} s"
+    elif isinstance(cause, socket.gaierror):
+        reason = f"there is no address of {quoted(error.host)}: {cause.strerror}"
+    else:
+        reason = f"there is no connection to {quoted(f'{error.host}:{error.port}')}: {_system_text(cause)}"
+    return StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint=_CHECK_NETWORK)
 
 
 def _failed_answer(error: Exception, url: Url) -> StoreFailure:
     """Return the failure if there was a connection."""
-    import aiohttp  # noqa: PLC0415
-
     kind = FailureKind.FAILING
     if isinstance(error, TimeoutError):
         kind, reason = FailureKind.UNREACHABLE, f"no answer began within {web_client.ANSWER_SECONDS:g} s"
-    elif isinstance(error, aiohttp.ClientResponseError):
-        reason = f"the answer is not valid HTTP: {_detail(error.message)}"
-    elif isinstance(error, aiohttp.ClientPayloadError):
+    elif isinstance(error, IncompleteRead):
         reason = "the answer broke off"
-    elif isinstance(error, aiohttp.ClientConnectionError | ConnectionError):
+    elif isinstance(error, OSError):
         reason = "the connection was lost"
+    elif isinstance(error, HTTPException):
+        reason = f"the answer is not valid HTTP: {_detail(str(error))}"
     else:
         reason = f"the request failed: {type(error).__name__}"
     return StoreFailure(kind=kind, reason=reason, hint=hint_for(kind, url))

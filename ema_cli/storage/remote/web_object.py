@@ -5,22 +5,20 @@ One request tells whether the file exists, its size, and whether the server supp
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-from ema_cli.errors import UsageError
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.storage.remote.web_answer import PARTIAL, DeclaredRange, declared_range, read_body, wrong_answer
-from ema_cli.storage.remote.web_client import client_of
+from ema_cli.storage.remote.web_client import Answer, WebClient, client_of
 from ema_cli.storage.remote.web_failures import request_error, status_error
 from ema_cli.storage.url import Url
-from ema_cli.text import quoted
 
-Answer = TypeVar("Answer")
 _WHOLE, _BEYOND = 200, 416
+_NO_HEADERS: Mapping[str, str] = {}
 _EMPTY = re.compile(r"bytes[ =]\*/0+", re.ASCII)
 
 
@@ -28,30 +26,40 @@ class WebObject:
     """A file on a web server, as it was when it was opened.
 
     Args:
-        store: fsspec's file system of the web.
         url: of the file.
         head_bytes: how many of the first bytes to request.
+        client: asks for it; that of the server if none is given.
+        address: where to request the file if not at ``url``.
 
     Raises:
-        UsageError: the URL is not valid.
+        UsageError: the URL or the settings of the user are not valid, or a library is not installed.
         StoreError: the file does not exist, its server does not support ranges, or fails.
 
     """
 
-    def __init__(self, store: Any, url: Url, head_bytes: int) -> None:  # noqa: ANN401 - fsspec has no types
-        self._store, self._url, self._client = store, url, client_of(store)
-        self._address = _parsed(store, url)
+    def __init__(
+        self, url: Url, head_bytes: int, *, client: WebClient | None = None, address: Url | None = None
+    ) -> None:
+        self.url, self._client = url, client or client_of(url)
+        self.address = address or url
+        """Where it is requested. May be replaced by another address of the same file."""
         self.size = 0
         """Bytes of the file."""
         self.head = b""
         """The first bytes: ``head_bytes``, or all."""
         self.tag: str | None = None
         """The entity tag."""
-        self._modified: str | None = None
+        self.modified: str | None = None
+        """The time of the last change, as the server writes it."""
         self._proven = False
         """Whether every answer stated the entity tag of the first, which proves that all are of one version."""
-        self._requests: set[Future[Any]] = set()
-        self._run(self._open(head_bytes))
+        self._closed = threading.Event()
+        self._client.enter()
+        try:
+            self._open(head_bytes)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def info(self) -> dict[str, Any]:
@@ -65,7 +73,16 @@ class WebObject:
             StoreError: the server fails, does not send exactly that, or the file was changed.
 
         """
-        return self._run(self._read(begin, end))
+        tagged = {"If-Match": self.tag} if self.tag is not None and self._is_strong else {}
+        with self._get(begin, end, tagged) as answer:
+            if answer.response.status == _BEYOND:
+                raise _replaced()
+            declared = self._declared(answer)
+            if declared.total not in (None, self.size) or (self.tag and declared.tag not in (None, self.tag)):
+                raise _replaced()
+            self._proven &= declared.tag == self.tag
+            _check_range(declared, begin, end)
+            return read_body(answer, end - begin, self._client.wait_on)
 
     def raise_if_changed(self) -> None:
         """Ask for the file again, unless every answer has shown that it is of the same version.
@@ -75,95 +92,69 @@ class WebObject:
 
         """
         if not self._proven:
-            self._run(self._compare())
+            self._compare()
 
     def close(self) -> None:
         """Cancel the requests that are still waiting for an answer."""
-        for request in list(self._requests):
-            request.cancel()
+        if not self._closed.is_set():
+            self._closed.set()
+            self._client.leave()
 
-    def _run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
-        """Wait for a request; it does not outlive an interrupted wait."""
-        request = asyncio.run_coroutine_threadsafe(work, self._store.loop)
-        self._requests.add(request)
+    @contextmanager
+    def _get(self, begin: int, end: int, headers: Mapping[str, str] = _NO_HEADERS) -> Iterator[Answer]:
+        """Request a range; the errors are those of this module's functions."""
+        ranged = {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity", **headers}
+        address = self._client.parse(self.address)
         try:
-            return request.result()
-        except (MemoryError, CancelledError):
+            with self._client.get(address, ranged, self._closed) as answer:
+                yield answer
+        except MemoryError:
             raise
-        except Exception as error:  # aiohttp lets all kinds through
-            raise request_error(error, self._url) from error
-        finally:
-            request.cancel()
-            self._requests.discard(request)
+        except Exception as error:
+            raise request_error(error, self.url) from error
 
-    async def _open(self, head_bytes: int) -> None:
-        async with self._client.get(self._address, _headers(0, head_bytes)) as answer:
+    def _open(self, head_bytes: int) -> None:
+        with self._get(0, head_bytes) as answer:
             declared = self._described(answer)
-            if answer.status == _WHOLE and declared.total != 0:
+            if answer.response.status == _WHOLE and declared.total != 0:
                 raise _refused("the server does not support byte ranges")
             if declared.total is None:
                 raise _refused("it is not a file of known size")
             end = min(head_bytes, declared.total)
             _check_range(declared, 0, end)
-            self.head = b"".join(await read_body(answer, end, self._client.wait_on)) if end else b""
-        self.size, self.tag, self._modified = declared.total, declared.tag, declared.modified
+            self.head = b"".join(read_body(answer, end, self._client.wait_on)) if end else b""
+        self.size, self.tag, self.modified = declared.total, declared.tag, declared.modified
         self._proven = self._is_strong
 
-    async def _compare(self) -> None:
-        async with self._client.get(self._address, _headers(0, 1)) as answer:
+    def _compare(self) -> None:
+        with self._get(0, 1) as answer:
             declared = self._described(answer)
             # With a tag, copies of the file on several servers may have other times.
-            same_time = self.tag is not None or declared.modified == self._modified
+            same_time = self.tag is not None or declared.modified == self.modified
             if declared.total not in (None, self.size) or declared.tag != self.tag or not same_time:
                 raise _replaced()
-            if answer.status == PARTIAL:
-                await read_body(answer, 1, self._client.wait_on)  # so that the connection can be used again
+            if answer.response.status == PARTIAL:
+                read_body(answer, 1, self._client.wait_on)  # so that the connection can be used again
 
     @property
     def _is_strong(self) -> bool:
         """Whether equal entity tags mean equal bytes."""
         return self.tag is not None and self.tag.startswith('"')
 
-    async def _read(self, begin: int, end: int) -> list[bytes | bytearray]:
-        tagged = {"If-Match": self.tag} if self.tag is not None and self._is_strong else {}
-        async with self._client.get(self._address, {**_headers(begin, end), **tagged}) as answer:
-            if answer.status == _BEYOND:
-                raise _replaced()
-            declared = self._declared(answer)
-            if declared.total not in (None, self.size) or (self.tag and declared.tag not in (None, self.tag)):
-                raise _replaced()
-            self._proven &= declared.tag == self.tag
-            _check_range(declared, begin, end)
-            return await read_body(answer, end - begin, self._client.wait_on)
+    def _declared(self, answer: Answer) -> DeclaredRange:
+        if answer.response.status not in (_WHOLE, PARTIAL):
+            raise status_error(answer, self.url, self._client.parse(self.address).host)
+        return declared_range(answer.response)
 
-    def _declared(self, answer: Any) -> DeclaredRange:  # noqa: ANN401
-        if answer.status not in (_WHOLE, PARTIAL):
-            raise status_error(answer, self._url, self._address.host)
-        return declared_range(answer)
-
-    def _described(self, answer: Any) -> DeclaredRange:  # noqa: ANN401
+    def _described(self, answer: Answer) -> DeclaredRange:
         """Return what an answer to a request for the first bytes declares, of an empty file or the whole one, too."""
-        tag, modified = answer.headers.get("ETag"), answer.headers.get("Last-Modified")
-        beyond = answer.status == _BEYOND and _EMPTY.fullmatch(answer.headers.get("Content-Range", "").strip())
-        if answer.status != _WHOLE and not beyond:
+        status, headers = answer.response.status, answer.response.headers
+        beyond = status == _BEYOND and _EMPTY.fullmatch(headers.get("Content-Range", "").strip())
+        if status != _WHOLE and not beyond:
             return self._declared(answer)
-        total = 0 if beyond else answer.content_length
+        total = 0 if beyond else answer.response.length
+        tag, modified = headers.get("ETag"), headers.get("Last-Modified")
         return DeclaredRange(begin=0, end=total or 0, total=total, tag=tag, modified=modified)
-
-
-def _parsed(store: Any, url: Url) -> Any:  # noqa: ANN401 - yarl's URL
-    try:
-        address = store.encode_url(url.address)
-        valid = bool(address.host) and address.port is not None
-    except ValueError:
-        valid = False
-    if not valid:
-        raise UsageError(f"{quoted(str(url))} is not a valid URL", hint="https://HOST/PATH")
-    return address
-
-
-def _headers(begin: int, end: int) -> Mapping[str, str]:
-    return {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
 
 
 def _check_range(declared: DeclaredRange, begin: int, end: int) -> None:
