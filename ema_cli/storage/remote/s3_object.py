@@ -64,8 +64,11 @@ class S3Object(WebObject):
         address = self._signed(url)
         client = _client("/".join(address.address.split("/")[:3]))
         super().__init__(url, head_bytes, client=client, address=address)
+
+    def _open(self, head_bytes: int) -> None:
         from botocore.utils import parse_timestamp  # noqa: PLC0415 - slow, and only for S3
 
+        super()._open(head_bytes)
         self._changed = "" if self.modified is None else parse_timestamp(self.modified)
 
     @property
