@@ -77,9 +77,9 @@ def propose_options_for(options: Options, faults: Sequence[EmaAvgError]) -> None
 def propose_folder(search: Search, faults: Sequence[EmaAvgError]) -> None:
     """Propose the folder to someone who named everything in it, ``run/*``, also what is no checkpoint.
 
-    Whoever named a part of it meant no other file.
+    Whoever named a part of it meant no other file. A folder without a checkpoint may be a download that failed.
     """
-    if not faults or not search.used or any(fault.proposals for fault in faults):
+    if not faults or not search.used or search.inner or any(fault.proposals for fault in faults):
         return
     folder = whole_folder([location for found in search.named.values() for location in found])
     if folder is not None:
