@@ -20,6 +20,7 @@ from ema_cli._version import __version__
 from ema_cli.cli.app import app
 from ema_cli.cli.exit import explain
 from ema_cli.cli.options import CommandLine
+from ema_cli.cli.process import Terminated
 from ema_cli.fold.kernel import describe_lane
 from ema_cli.options.average import Options
 from ema_cli.options.declaration import declared
@@ -438,6 +439,19 @@ def test_a_library_that_cannot_be_loaded(failure: str, hint: str) -> None:
     error, code = explain(ImportError(failure))
     assert (code, error.message) == (71, f"a library cannot be loaded: {failure}")
     assert error.hint.startswith(hint)
+
+
+def test_a_signal_while_a_class_is_made() -> None:
+    """Until 3.11, Python wraps what ``__set_name__`` raises in a RuntimeError: it is no bug."""
+
+    class Interrupted:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise Terminated(signal.SIGINT)
+
+    with pytest.raises((RuntimeError, Terminated)) as raised:
+        type("Record", (), {"field": Interrupted()})
+    error, code = explain(raised.value)
+    assert (code, error.message) == (130, "interrupted by SIGINT; no output was changed")
 
 
 def test_no_arguments_show_the_help(ema_avg: Run) -> None:

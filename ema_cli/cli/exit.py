@@ -77,6 +77,9 @@ def explain(failure: BaseException) -> tuple[errors.EmaAvgError, int]:
         BaseException: the failure itself, if it is no error: the end of the interpreter and the like.
 
     """
+    if isinstance(failure, RuntimeError) and isinstance(failure.__cause__, Terminated):
+        # Until 3.11, Python wraps what is raised while a class is made.
+        failure = failure.__cause__
     match failure:
         case errors.EmaAvgError():
             error = failure
