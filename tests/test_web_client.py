@@ -17,7 +17,7 @@ import fsspec
 import pytest
 
 from ema_cli.errors import InputChanged, UsageError
-from ema_cli.storage.remote import web_client, web_connection
+from ema_cli.storage.remote import web_client
 from ema_cli.storage.remote.remote_source import RemoteSource
 from ema_cli.storage.remote.store_failure import StoreError
 from ema_cli.storage.remote.web_object import WebObject
@@ -235,7 +235,7 @@ def test_the_beginning_of_an_answer_is_bounded() -> None:
 def test_a_name_that_is_not_found_in_time_does_not_hold_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else ends the search of a system for the address of a host."""
     found, closed = threading.Event(), threading.Event()
-    monkeypatch.setattr(web_connection, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(web_client, "CONNECT_SECONDS", 0.3)
     listener = socket.create_server(("127.0.0.1", 0))
     connect = socket.create_connection
 

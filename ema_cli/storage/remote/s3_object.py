@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ema_cli.storage.remote.limits import CALL_SECONDS
+from ema_cli.storage.remote import limits
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
 from ema_cli.storage.remote.store_options import limit_tries, user_options
 from ema_cli.storage.remote.stores import calling
@@ -92,7 +92,7 @@ class S3Object(WebObject):
 
     def _signed(self, url: Url) -> Url:
         """Return an address that is still valid, and not one that was refused."""
-        with calling(url, seconds=CALL_SECONDS):
+        with calling(url, seconds=limits.CALL_SECONDS):
             return _address(self._signer, self._path, int(time.monotonic() // _RENEWED_SECONDS), self._refusals)
 
 
@@ -166,7 +166,12 @@ def _keep_version_4(signature_version: object, **_: object) -> object:
 @cache
 def _client(server: str) -> WebClient:  # noqa: ARG001 - each has its own
     """Return a client without the user's settings of the web: they are for other servers."""
-    return WebClient(WebSettings(is_encoded=True), redirects=False)
+    return WebClient(
+        WebSettings(is_encoded=True),
+        redirects=False,
+        connect_seconds=limits.CONNECT_SECONDS,
+        answer_seconds=limits.STALL_SECONDS,
+    )
 
 
 os.register_at_fork(after_in_child=_client.cache_clear)  # a connection is not shared

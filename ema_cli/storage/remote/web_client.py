@@ -24,6 +24,8 @@ from ema_cli.storage.remote.web_settings import WebSettings, basic_login, web_se
 from ema_cli.storage.url import Url
 from ema_cli.text import quoted, without_secrets
 
+CONNECT_SECONDS = 30.0
+"""Until there is a connection, including TLS."""
 ANSWER_SECONDS = 60.0
 """Until an answer begins, including the connection and redirects, or since the server sent parts of other answers."""
 MOST_REDIRECTS = 10
@@ -71,12 +73,22 @@ class WebClient:
     Args:
         settings: of its requests.
         redirects: whether redirects are followed.
+        connect_seconds: until there is a connection, including TLS; ``None``: ``CONNECT_SECONDS``.
+        answer_seconds: until an answer begins; ``None``: ``ANSWER_SECONDS``.
 
     """
 
-    def __init__(self, settings: WebSettings, *, redirects: bool = True) -> None:
+    def __init__(
+        self,
+        settings: WebSettings,
+        *,
+        redirects: bool = True,
+        connect_seconds: float | None = None,
+        answer_seconds: float | None = None,
+    ) -> None:
         self._settings = settings
         self._redirects = redirects
+        self._connect_seconds, self._answer_seconds = connect_seconds, answer_seconds
         self._idle: dict[Route, list[Connection]] = {}
         """Open connections without a request, the last used one at the end."""
         self._users = 0
@@ -112,16 +124,15 @@ class WebClient:
         """Send a request, follow redirects, and yield the answer before its body is read.
 
         Raises:
-            StoreError: a redirect is not followed, or ``closed`` is set.
-            TimeoutError: the answer does not begin in time.
+            StoreError: the answer does not begin in time, a redirect is not followed, or ``closed`` is set.
 
         """
-        begin = time.monotonic()
+        begin, limit = time.monotonic(), self._answer_seconds or ANSWER_SECONDS
 
         def check() -> None:
             raise_if_cancelled(closed)
-            if time.monotonic() > max(begin, self._heard) + ANSWER_SECONDS:
-                raise TimeoutError
+            if time.monotonic() > max(begin, self._heard) + limit:
+                raise _no_answer(limit)
 
         answer = self._follow(address, headers, check, closed)
         try:
@@ -132,7 +143,7 @@ class WebClient:
         self._release(answer)
 
     def wait_on(self) -> None:
-        """Let all requests wait for ``ANSWER_SECONDS`` from now: a server may answer one after another."""
+        """Let all requests wait for their time from now: a server may answer one after another."""
         self._heard = time.monotonic()
 
     def enter(self) -> None:
@@ -180,7 +191,7 @@ class WebClient:
             target, sent = str(bare.with_fragment(None)), [*sent, *proxy.headers]
         for number in range(_MOST_CONNECTIONS + 1):
             found = self._idle_connection(route) if number < _MOST_CONNECTIONS else None
-            connection = found or connect(route, self._tls, check)
+            connection = found or connect(route, self._tls, check, self._connect_seconds or CONNECT_SECONDS)
             try:
                 response = connection.ask("GET", target, sent, check)
             except BaseException as error:
@@ -234,6 +245,11 @@ class WebClient:
         connection.free_since = time.monotonic()
         with self._lock:
             self._idle.setdefault(connection.route, []).append(connection)
+
+
+def _no_answer(seconds: float) -> StoreError:
+    reason = f"no answer began within {seconds:g} s"
+    return StoreError(StoreFailure(kind=FailureKind.UNREACHABLE, reason=reason, hint="run again later"))
 
 
 def raise_if_cancelled(closed: threading.Event) -> None:

@@ -22,8 +22,6 @@ from typing import Any
 
 from ema_cli.record import record
 
-CONNECT_SECONDS = 30.0
-"""Until there is a connection, including TLS."""
 ADDRESS_SECONDS = 10.0
 """Until one address of a host accepts: another one may."""
 _WAKE_SECONDS = 0.25
@@ -67,13 +65,22 @@ class ConnectError(Exception):
         host: the server, or the proxy.
         port: of it.
         cause: what the system says; ``None``: it did not accept in time.
+        limit: the seconds that it had.
         is_secure: whether the fault is one of TLS.
 
     """
 
-    def __init__(self, host: str, port: int, cause: OSError | None, *, is_secure: bool = False) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        cause: OSError | None,
+        *,
+        limit: float = ADDRESS_SECONDS,
+        is_secure: bool = False,
+    ) -> None:
         super().__init__(f"{host}:{port}")
-        self.host, self.port, self.cause, self.is_secure = host, port, cause, is_secure
+        self.host, self.port, self.cause, self.limit, self.is_secure = host, port, cause, limit, is_secure
 
 
 class ProxyError(Exception):
@@ -232,26 +239,27 @@ def _never() -> None:
     """Wait for any time."""
 
 
-def connect(route: Route, context: Callable[[], ssl.SSLContext], check: Check) -> Connection:
+def connect(route: Route, context: Callable[[], ssl.SSLContext], check: Check, seconds: float) -> Connection:
     """Return a new connection.
 
     Args:
         route: where it leads.
         context: returns the settings of TLS.
         check: of the request.
+        seconds: until there is a connection.
 
     Raises:
         ConnectError: there is none.
         ProxyError: the proxy does not forward.
 
     """
-    end = time.monotonic() + CONNECT_SECONDS
+    end = time.monotonic() + seconds
     host, port = (route.proxy.host, route.proxy.port) if route.proxy else (route.host, route.port)
 
     def check_both() -> None:
         check()
         if time.monotonic() > end:
-            raise ConnectError(host, port, None)
+            raise ConnectError(host, port, None, limit=seconds)
 
     try:
         opened = _reached(host, port, check_both)

@@ -10,7 +10,6 @@ import time
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, IncompleteRead
 
-from ema_cli.storage.remote import web_client, web_connection
 from ema_cli.storage.remote.failure_causes import hint_for, status_kind, status_words
 from ema_cli.storage.remote.retries import LONGEST_WAIT_SECONDS
 from ema_cli.storage.remote.store_failure import FailureKind, StoreError, StoreFailure
@@ -78,8 +77,7 @@ def _failed_connection(error: ConnectError) -> StoreFailure:
     """Return the failure if there was no connection."""
     cause = error.cause
     if cause is None or (isinstance(cause, TimeoutError) and not cause.errno):
-        limit = web_connection.CONNECT_SECONDS if cause is None else web_connection.ADDRESS_SECONDS
-        reason = f"there is no connection within {limit:g} s"
+        reason = f"there is no connection within {error.limit:g} s"
     elif isinstance(cause, socket.gaierror):
         reason = f"there is no address of {quoted(error.host)}: {cause.strerror}"
     else:
@@ -90,9 +88,7 @@ def _failed_connection(error: ConnectError) -> StoreFailure:
 def _failed_answer(error: Exception, url: Url) -> StoreFailure:
     """Return the failure if there was a connection."""
     kind = FailureKind.FAILING
-    if isinstance(error, TimeoutError):
-        kind, reason = FailureKind.UNREACHABLE, f"no answer began within {web_client.ANSWER_SECONDS:g} s"
-    elif isinstance(error, IncompleteRead):
+    if isinstance(error, IncompleteRead):
         reason = "the answer broke off"
     elif isinstance(error, OSError):
         reason = "the connection was lost"
